@@ -1,0 +1,135 @@
+import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
+import type { PublicKey } from "#base/keys.ts";
+import type { Millis } from "#base/time.ts";
+
+/**
+ * What the daemon may ask of the agent. `status` never waits: it copies what the recorder holds. Everything that has to
+ * do with the network is a promise; all failures are PerchErrors with a code.
+ */
+export interface AgentControl {
+  /** Registers if necessary, brings the interface up and returns when the first network map is applied. */
+  up(settings: AgentSettings, signal: AbortSignal): Promise<void>;
+  /** Takes the interface down; the registration stays. Idempotent. */
+  down(): Promise<void>;
+  /** Asks management to forget this peer, then `down`, then deletes the stored identity's registration. */
+  deregister(): Promise<void>;
+  status(): AgentStatus;
+  /** Called after anything in `status()` changed; at most once per 100 ms. Returns the unsubscriber. */
+  onChange(listener: () => void): () => void;
+  /** Wakes or puts to sleep one peer by key. Throws AgentError `peer-unknown`. */
+  wakePeer(key: PublicKey): void;
+  sleepPeer(key: PublicKey): void;
+  /** A pinned peer stays connected; stored in the state directory. */
+  pinPeer(key: PublicKey, pinned: boolean): void;
+  /** Switches lazy connections live and stores the setting; undefined removes it. */
+  setLazy(value: boolean | undefined): void;
+}
+
+/** Settings of `perch up` after flag, environment and stored values were merged; see `LazySource` for lazy. */
+export interface AgentSettings {
+  readonly managementUrl: string;
+  readonly setupKey?: string | undefined;
+  readonly hostname: string;
+  readonly interfaceName: string;
+  readonly wireguardPort: number;
+  /** Inner MTU in bytes, 576 to 8192. */
+  readonly mtu: number;
+  readonly device: "embedded" | "kernel" | "wireguard-go" | "auto";
+  readonly presharedKey?: string | undefined;
+  /** From the flag, the environment or the store; undefined: the network's setting decides. */
+  readonly lazy?:
+    | { readonly enabled: boolean; readonly source: Exclude<LazySource, "network" | "default"> }
+    | undefined;
+  readonly inactivityThreshold: Millis;
+  readonly forceRelay: boolean;
+}
+
+/** Who decided whether lazy connections are on, in order of precedence (DESIGN.md, section 1.7). */
+export type LazySource = "flag" | "environment" | "setting" | "network" | "default";
+
+export type AgentState = "down" | "starting" | "up" | "needs-login" | "stopping";
+
+export type PeerState = "idle" | "connecting" | "connected";
+
+export interface AgentStatus {
+  readonly state: AgentState;
+  /** Why the state is not `up`, in words. */
+  readonly reason?: string | undefined;
+  readonly version: string;
+  readonly publicKey?: PublicKey | undefined;
+  readonly fqdn?: string | undefined;
+  readonly hostname?: string | undefined;
+  readonly address?: Prefix | undefined;
+  readonly address6?: Prefix | undefined;
+  readonly interfaceName?: string | undefined;
+  readonly wireguardPort?: number | undefined;
+  readonly mtu?: number | undefined;
+  readonly device?: { readonly kind: string; readonly features: readonly string[] } | undefined;
+  readonly lazy: { readonly enabled: boolean; readonly source: LazySource; readonly thresholdMs: Millis };
+  readonly management: ServiceStatus;
+  readonly signal: ServiceStatus;
+  readonly relays: readonly RelayStatus[];
+  readonly stuns: readonly RelayStatus[];
+  readonly serial: number;
+  readonly peers: readonly PeerStatus[];
+  /** Device counters by name: drops, staged bytes. */
+  readonly counters: ReadonlyMap<string, number>;
+}
+
+export interface ServiceStatus {
+  readonly url: string;
+  readonly connected: boolean;
+  readonly error?: string | undefined;
+  /** Wall clock ms of the last change. */
+  readonly since: number;
+}
+
+export interface RelayStatus {
+  readonly uri: string;
+  readonly available: boolean;
+  readonly error?: string | undefined;
+}
+
+export interface PeerStatus {
+  readonly key: PublicKey;
+  readonly fqdn: string;
+  readonly addresses: readonly IpAddress[];
+  readonly state: PeerState;
+  /** Why it is in this state, in words: `asleep`, `no traffic for 15 min`, `woken by tcp 100.64.0.1 -> 100.64.0.2:22`. */
+  readonly reason: string;
+  /** Wall clock ms of the last state change. */
+  readonly since: number;
+  /** Lazy peers sleep; permanent ones say why they do not. */
+  readonly lazy: { readonly lazy: boolean; readonly why: string };
+  readonly pinned: boolean;
+  readonly agentVersion: string;
+  readonly path: PeerPath;
+  readonly relayServer?: string | undefined;
+  readonly latencyMs?: Millis | undefined;
+  /** Wall clock ms; 0 = never. */
+  readonly lastHandshake: number;
+  readonly rxBytes: number;
+  readonly txBytes: number;
+  readonly routes: readonly Prefix[];
+  readonly timeline: readonly TimelineEntry[];
+}
+
+/** The path in use. Candidates are known for direct paths found by ICE. */
+export type PeerPath =
+  | { readonly kind: "none" }
+  | { readonly kind: "relay"; readonly server: string }
+  | {
+      readonly kind: "direct";
+      readonly endpoint: Endpoint;
+      readonly localKind: string;
+      readonly remoteKind: string;
+      readonly local?: Endpoint | undefined;
+    };
+
+/** One line of a peer's story. `sinceWake` is milliseconds from the wake that began the attempt, absent while idle. */
+export interface TimelineEntry {
+  readonly at: number;
+  readonly event: string;
+  readonly detail: string;
+  readonly sinceWake?: Millis | undefined;
+}
