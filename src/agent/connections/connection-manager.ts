@@ -1,0 +1,395 @@
+import type { PublicKey } from "#base/keys.ts";
+import type { Clock, Millis } from "#base/time.ts";
+import { type Body, Body_Type } from "#gen/signal_pb.ts";
+import type { DeviceEvents, WakeCause, WireGuardDevice } from "#wireguard/device.ts";
+import { AgentError } from "../errors.ts";
+import { PeerConnection, type PeerDeps, type PeerInfo } from "../peer/peer-connection.ts";
+import { IdleClock } from "./lazy/idle-clock.ts";
+import { decideLazy, type LazyDecision } from "./lazy/policy.ts";
+import { type WakePriority, WakeQueue } from "./wake-queue.ts";
+
+/** After our GO_IDLE a peer that is back within this time keeps the connection alive itself (signal document, W6). */
+const BOUNCE_WINDOW: Millis = 60_000;
+const MAX_SLEEP_BACKOFF: Millis = 24 * 3_600_000;
+
+export interface ConnectionManagerDeps extends Omit<PeerDeps, "changed"> {
+  readonly clock: Clock;
+  readonly device: WireGuardDevice;
+  /** Something that status shows of this peer changed; undefined: of the set of peers. */
+  readonly changed: (peer: PeerConnection | undefined) => void;
+}
+
+export interface ConnectionManagerOptions {
+  /** A lazy peer without user traffic for this long goes to sleep. */
+  readonly inactivityThreshold: Millis;
+  readonly pinned: ReadonlySet<PublicKey>;
+}
+
+/** A peer of the map as the manager keeps it. */
+interface Member {
+  readonly connection: PeerConnection;
+  decision: LazyDecision;
+  /** When we last told it GO_IDLE, and how long we wait now that it came back at once. */
+  sentIdleAt: Millis | undefined;
+  sleepBackoff: Millis;
+}
+
+/**
+ * Who is lazy, permanent, awake: the one place that decides about connections. It turns what the device, signal and
+ * relay report into events of the peers, admits wakes, and puts peers to sleep. Every call costs O(peers concerned).
+ */
+export class ConnectionManager {
+  readonly #deps: ConnectionManagerDeps;
+  readonly #members = new Map<PublicKey, Member>();
+  readonly #awake = new Set<PeerConnection>();
+  readonly #idle: IdleClock<PublicKey>;
+  readonly #wakes: WakeQueue<PublicKey>;
+  readonly #pendingCauses = new Map<PublicKey, { readonly cause: string; readonly initiate: boolean }>();
+  readonly #pinned: Set<PublicKey>;
+  readonly #threshold: Millis;
+  /** Members of one high-availability route group wake together; group id -> keys, key -> group ids. */
+  #groups = new Map<string, ReadonlySet<PublicKey>>();
+  #groupsOf = new Map<PublicKey, readonly string[]>();
+  #forwardTargets: ReadonlySet<PublicKey> = new Set();
+  #lazy: boolean;
+  readonly #unsubscribe: (() => void)[] = [];
+
+  constructor(deps: ConnectionManagerDeps, options: ConnectionManagerOptions, lazy: boolean) {
+    this.#deps = deps;
+    this.#lazy = lazy;
+    this.#threshold = options.inactivityThreshold;
+    this.#pinned = new Set(options.pinned);
+    this.#idle = new IdleClock(deps.clock, (key, now) => this.#considerSleep(key, now));
+    this.#wakes = new WakeQueue(deps.clock, (key) => this.#startWake(key));
+    this.#listen(deps.device);
+  }
+
+  get peers(): Iterable<PeerConnection> {
+    return this.#members.values().map((member) => member.connection);
+  }
+
+  get size(): number {
+    return this.#members.size;
+  }
+
+  get lazy(): boolean {
+    return this.#lazy;
+  }
+
+  get waitingWakes(): number {
+    return this.#wakes.waiting;
+  }
+
+  find(key: PublicKey): PeerConnection | undefined {
+    return this.#members.get(key)?.connection;
+  }
+
+  decisionOf(key: PublicKey): LazyDecision {
+    return this.#members.get(key)?.decision ?? { lazy: false, why: "not in the network" };
+  }
+
+  isPinned(key: PublicKey): boolean {
+    return this.#pinned.has(key);
+  }
+
+  /** Takes the difference of two network maps. A peer whose version changed is decided anew. */
+  apply(change: {
+    readonly removed: readonly PublicKey[];
+    readonly changed: readonly PeerInfo[];
+    readonly added: readonly PeerInfo[];
+  }): void {
+    for (const key of change.removed) this.#remove(key);
+    for (const info of change.changed) {
+      const member = this.#members.get(info.key);
+      if (!member) continue;
+      const sameVersion = member.connection.info.agentVersion === info.agentVersion;
+      member.connection.update(info);
+      if (!sameVersion) this.#decide(member);
+    }
+    for (const info of change.added) this.#add(info);
+    this.#deps.changed(undefined);
+  }
+
+  /** Groups of peers that serve the same routed network; replaces the earlier ones. */
+  setGroups(groups: ReadonlyMap<string, ReadonlySet<PublicKey>>): void {
+    this.#groups = new Map(groups);
+    const groupsOf = new Map<PublicKey, string[]>();
+    for (const [id, keys] of groups) {
+      if (keys.size < 2) continue;
+      for (const key of keys) groupsOf.set(key, [...(groupsOf.get(key) ?? []), id]);
+    }
+    this.#groupsOf = groupsOf;
+    // A member that joined while another is awake opens at once.
+    for (const key of groupsOf.keys()) {
+      const connection = this.find(key);
+      if (connection && !connection.awake && this.#groupMates(key).some((mate) => mate.awake)) {
+        this.#request(key, "background", "its route group is awake", true);
+      }
+    }
+  }
+
+  setForwardTargets(keys: ReadonlySet<PublicKey>): void {
+    const before = this.#forwardTargets;
+    this.#forwardTargets = keys;
+    for (const key of new Set([...before, ...keys])) {
+      const member = this.#members.get(key);
+      if (member && before.has(key) !== keys.has(key)) this.#decide(member);
+    }
+  }
+
+  /** Switches lazy connections live: no connected peer is dropped; permanent ones open, freed ones are watched. */
+  setLazy(on: boolean): void {
+    if (this.#lazy === on) return;
+    this.#lazy = on;
+    for (const member of this.#members.values()) this.#decide(member);
+    this.#deps.changed(undefined);
+  }
+
+  wake(key: PublicKey, cause: string): void {
+    this.#member(key);
+    this.#request(key, "interactive", cause, true);
+  }
+
+  /** Puts a peer to sleep now. A permanent one is refused: AgentError `peer-unknown` or `setting-invalid`. */
+  sleep(key: PublicKey, reason: string): void {
+    const member = this.#member(key);
+    if (!member.decision.lazy) {
+      throw new AgentError("setting-invalid", `${member.connection.info.fqdn} stays connected: ${member.decision.why}`);
+    }
+    this.#putToSleep(member, reason, true);
+  }
+
+  pin(key: PublicKey, pinned: boolean): void {
+    const member = this.#member(key);
+    if (pinned) this.#pinned.add(key);
+    else this.#pinned.delete(key);
+    this.#decide(member);
+    this.#deps.changed(member.connection);
+  }
+
+  /** A decrypted signal message. Senders outside the map are ignored. */
+  receiveSignal(from: PublicKey, body: Body): void {
+    const member = this.#members.get(from);
+    if (!member) return;
+    if (body.type === Body_Type.GO_IDLE) {
+      if (member.decision.lazy && member.connection.awake) this.#putToSleep(member, "the other side went idle", false);
+      return;
+    }
+    if (body.type === Body_Type.OFFER && !member.connection.awake) this.#noteBounce(member);
+    this.#observe(member, () => member.connection.receive(body));
+  }
+
+  /** A datagram from a relay; unknown senders are dropped by the device. */
+  receiveRelayed(from: PublicKey, datagram: Uint8Array): void {
+    if (this.#members.has(from)) this.#deps.device.injectRelayed(from, datagram);
+  }
+
+  /** A relay came or went: awake peers look whether theirs is concerned. */
+  relayChanged(): void {
+    for (const connection of [...this.#awake]) {
+      connection.post({ kind: "relay", up: this.#deps.relay.isUp(connection.key) });
+    }
+  }
+
+  networkChanged(): void {
+    for (const connection of [...this.#awake]) connection.post({ kind: "network-changed" });
+  }
+
+  close(): void {
+    for (const unsubscribe of this.#unsubscribe) unsubscribe();
+    this.#idle.close();
+    this.#wakes.close();
+    for (const member of this.#members.values()) member.connection.close();
+    this.#members.clear();
+    this.#awake.clear();
+  }
+
+  #member(key: PublicKey): Member {
+    const member = this.#members.get(key);
+    if (!member) throw new AgentError("peer-unknown", `no peer with the key ${key} in this network`);
+    return member;
+  }
+
+  #listen(device: WireGuardDevice): void {
+    const on = <Name extends keyof DeviceEvents>(name: Name, handle: (payload: DeviceEvents[Name]) => void): void => {
+      this.#unsubscribe.push(device.events.on(name, handle));
+    };
+    on("wake", ({ key, cause }) => {
+      const initiate = cause.kind === "packet";
+      this.#request(key, "interactive", describeCause(cause), initiate);
+    });
+    on("established", ({ key, source }) => this.#post(key, { kind: "established", source }));
+    on("path-hint", ({ key, source }) => this.#post(key, { kind: "path-hint", source }));
+    on("path-error", ({ key, endpoint, code }) => this.#post(key, { kind: "path-error", endpoint, code }));
+    on("handshake-failed", ({ key, droppedBytes }) => {
+      this.find(key)?.note("handshake-failed", `no answer for 90 s, ${droppedBytes} waiting bytes dropped`);
+    });
+  }
+
+  #post(key: PublicKey, event: Parameters<PeerConnection["post"]>[0]): void {
+    const member = this.#members.get(key);
+    if (member) this.#observe(member, () => member.connection.post(event));
+  }
+
+  /** Runs something that may wake, prove or end the peer, and keeps the manager's own sets in step with it. */
+  #observe(member: Member, act: () => void): void {
+    const { connection } = member;
+    const wasAwake = connection.awake;
+    act();
+    if (connection.awake && !wasAwake) this.#noteAwake(member);
+    if (connection.status !== "connecting") this.#wakes.release(connection.key);
+  }
+
+  #add(info: PeerInfo): void {
+    if (this.#members.has(info.key)) return;
+    const decision = this.#lazyDecision(info);
+    const connection = new PeerConnection(
+      { ...this.#deps, changed: (peer) => this.#deps.changed(peer) },
+      info,
+      decision.lazy ? "asleep" : "waiting to connect",
+    );
+    this.#members.set(info.key, { connection, decision, sentIdleAt: undefined, sleepBackoff: 0 });
+    if (!decision.lazy) this.#request(info.key, "background", decision.why, true);
+  }
+
+  #remove(key: PublicKey): void {
+    const member = this.#members.get(key);
+    if (!member) return;
+    this.#members.delete(key);
+    this.#awake.delete(member.connection);
+    this.#idle.unwatch(key);
+    this.#wakes.release(key);
+    this.#pendingCauses.delete(key);
+    member.connection.close();
+    this.#deps.device.removePeer(key);
+  }
+
+  #lazyDecision(info: PeerInfo): LazyDecision {
+    return decideLazy({
+      enabled: this.#lazy,
+      agentVersion: info.agentVersion,
+      pinned: this.#pinned.has(info.key),
+      forwardTarget: this.#forwardTargets.has(info.key),
+    });
+  }
+
+  #decide(member: Member): void {
+    const { connection } = member;
+    member.decision = this.#lazyDecision(connection.info);
+    if (!member.decision.lazy) {
+      this.#idle.unwatch(connection.key);
+      if (!connection.awake) this.#request(connection.key, "background", member.decision.why, true);
+    } else if (connection.awake) {
+      this.#idle.watch(connection.key, this.#deps.clock.now() + this.#threshold);
+    }
+  }
+
+  #request(key: PublicKey, priority: WakePriority, cause: string, initiate: boolean): void {
+    const member = this.#members.get(key);
+    if (!member) return;
+    if (member.connection.awake) {
+      // An OFFER was faster: the packet that waits still wants its handshake at once.
+      if (initiate) this.#observe(member, () => member.connection.post({ kind: "wake", cause, initiate }));
+      return;
+    }
+    const pending = this.#pendingCauses.get(key);
+    if (!pending || (initiate && !pending.initiate)) this.#pendingCauses.set(key, { cause, initiate });
+    this.#wakes.request(key, priority);
+  }
+
+  #startWake(key: PublicKey): void {
+    const pending = this.#pendingCauses.get(key);
+    this.#pendingCauses.delete(key);
+    const member = this.#members.get(key);
+    if (!member || !pending) return;
+    this.#observe(member, () => member.connection.post({ kind: "wake", ...pending }));
+  }
+
+  #noteAwake(member: Member): void {
+    const { connection } = member;
+    this.#awake.add(connection);
+    this.#pendingCauses.delete(connection.key);
+    if (member.decision.lazy)
+      this.#idle.watch(connection.key, this.#deps.clock.now() + this.#threshold + member.sleepBackoff);
+    for (const mate of this.#groupMates(connection.key)) {
+      if (!mate.awake)
+        this.#request(mate.key, "background", `${connection.info.fqdn} of its route group is awake`, true);
+    }
+  }
+
+  #groupMates(key: PublicKey): PeerConnection[] {
+    const mates = new Set<PeerConnection>();
+    for (const id of this.#groupsOf.get(key) ?? []) {
+      for (const mate of this.#groups.get(id) ?? []) {
+        const connection = mate === key ? undefined : this.find(mate);
+        if (connection) mates.add(connection);
+      }
+    }
+    return [...mates];
+  }
+
+  /** Looks whether an awake peer has been idle for long enough; the next instant worth looking otherwise. */
+  #considerSleep(key: PublicKey, now: Millis): Millis | undefined {
+    const member = this.#members.get(key);
+    if (!member?.connection.awake || !member.decision.lazy) return undefined;
+    const idleFor = this.#threshold + member.sleepBackoff;
+    const last = Math.max(
+      this.#lastActivity(member.connection),
+      ...this.#groupMates(key).map((mate) => this.#lastActivity(mate)),
+    );
+    if (last + idleFor > now) return last + idleFor;
+    this.#putToSleep(member, `no traffic for ${describeDuration(now - last)}`, true);
+    return undefined;
+  }
+
+  /** User traffic in either direction; the wake itself counts, so that a peer stays for one threshold at least (W8). */
+  #lastActivity(connection: PeerConnection): Millis {
+    if (!connection.awake) return 0;
+    const stats = this.#deps.device.peerStats(connection.key);
+    return Math.max(connection.wokeAt ?? 0, stats?.lastDataRx ?? 0, stats?.lastDataTx ?? 0);
+  }
+
+  #putToSleep(member: Member, reason: string, tell: boolean): void {
+    const { connection } = member;
+    this.#idle.unwatch(connection.key);
+    this.#wakes.release(connection.key);
+    this.#pendingCauses.delete(connection.key);
+    this.#awake.delete(connection);
+    if (!connection.awake) return;
+    member.sentIdleAt = tell ? this.#deps.clock.now() : undefined;
+    connection.post({ kind: "sleep", reason, tell });
+  }
+
+  /** The other side came back right after our GO_IDLE without traffic: it wants the connection; try again ever later. */
+  #noteBounce(member: Member): void {
+    const now = this.#deps.clock.now();
+    const bounced = member.sentIdleAt !== undefined && now - member.sentIdleAt < BOUNCE_WINDOW;
+    member.sleepBackoff = bounced ? Math.min(MAX_SLEEP_BACKOFF, Math.max(this.#threshold, member.sleepBackoff * 2)) : 0;
+    if (bounced) member.connection.note("kept-alive", "the other side reconnects after every sleep");
+  }
+}
+
+function describeCause(cause: WakeCause): string {
+  switch (cause.kind) {
+    case "packet": {
+      const { protocol, source, destination, sourcePort, destinationPort } = cause.packet;
+      const name = { 1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6" }[protocol] ?? `protocol ${protocol}`;
+      const port = (address: string, number: number): string =>
+        number === 0 ? address : `${bracket(address)}:${number}`;
+      return `${name} ${port(source, sourcePort)} -> ${port(destination, destinationPort)}`;
+    }
+    case "handshake":
+      return cause.source.kind === "relay" ? "its handshake over the relay" : "its handshake";
+    case "data":
+      return cause.source.kind === "relay" ? "its packet over the relay" : "its packet";
+  }
+}
+
+function bracket(address: string): string {
+  return address.includes(":") ? `[${address}]` : address;
+}
+
+function describeDuration(ms: Millis): string {
+  if (ms < 60_000) return `${Math.round(ms / 1000)} s`;
+  return ms < 3_600_000 ? `${Math.round(ms / 60_000)} min` : `${(ms / 3_600_000).toFixed(1)} h`;
+}

@@ -1,0 +1,32 @@
+import { supportsLazy } from "#base/agent-version.ts";
+
+/** What decides whether one peer may sleep. */
+export interface LazyFacts {
+  /** Lazy connections are on for this agent. */
+  readonly enabled: boolean;
+  /** Version that management reports for the peer. */
+  readonly agentVersion: string;
+  readonly pinned: boolean;
+  /** Target of an ingress forward: traffic that it starts itself could not wake it (signal document, section 5.6). */
+  readonly forwardTarget: boolean;
+}
+
+export interface LazyDecision {
+  readonly lazy: boolean;
+  /** In words, for `perch status -d` and `perch why`. */
+  readonly why: string;
+}
+
+/** Decides; the first reason that holds is given. */
+export function decideLazy(facts: LazyFacts): LazyDecision {
+  if (!facts.enabled) return { lazy: false, why: "lazy connections are off" };
+  if (facts.pinned) return { lazy: false, why: "pinned" };
+  if (facts.forwardTarget) return { lazy: false, why: "target of a forwarded port" };
+  if (!supportsLazy(facts.agentVersion)) {
+    return {
+      lazy: false,
+      why: `its agent ${facts.agentVersion || "of unknown version"} does not support lazy connections`,
+    };
+  }
+  return { lazy: true, why: "lazy connections are on" };
+}

@@ -1,0 +1,377 @@
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import { unreachable } from "#base/errors.ts";
+import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
+import type { PresharedKey, PublicKey } from "#base/keys.ts";
+import type { Logger } from "#base/log.ts";
+import type { Clock, Millis, Timer } from "#base/time.ts";
+import { type Body, Body_Type, type BodySchema } from "#gen/signal_pb.ts";
+import { type Candidate, formatCandidate, parseCandidate } from "#ice/candidate.ts";
+import type { WireGuardDevice } from "#wireguard/device.ts";
+import type { PeerPath, PeerState, TimelineEntry } from "../control.ts";
+import { createOfferBody, type OfferFacts, parseOfferBody } from "./offer.ts";
+import {
+  createPeerState,
+  type DirectPath,
+  type LocalSession,
+  nextDeadline,
+  type PeerConnectionState,
+  type PeerContext,
+  type PeerEffect,
+  type PeerEvent,
+  step,
+} from "./peer-state.ts";
+import { Timeline } from "./timeline.ts";
+
+/** What an awake peer needs of the ICE side; made by `DirectPaths`. */
+export interface IceSession {
+  check(credentials: { readonly ufrag: string; readonly pwd: string }): void;
+  addRemoteCandidate(candidate: Candidate): void;
+  /** The direct way may be dead: probe now. */
+  suspect(): void;
+  close(): void;
+}
+
+export interface IceSessionHandlers {
+  /** A local candidate to tell the remote about; those known already come before `open` returns. */
+  readonly candidate: (candidate: Candidate) => void;
+  readonly selected: (direct: DirectPath) => void;
+  readonly lost: (reason: string, failed: boolean) => void;
+}
+
+/** What a connection needs of the agent around it. All of it is shared by all peers. */
+export interface PeerDeps {
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly device: Pick<WireGuardDevice, "setPeer" | "setPath" | "initiate">;
+  readonly signal: {
+    send(
+      to: PublicKey,
+      body: MessageInitShape<typeof BodySchema>,
+    ): Promise<{ readonly delivered: boolean | undefined }>;
+  };
+  readonly relay: {
+    /** Packets for this peer go through that relay from now on (the home relay when undefined). */
+    useServer(peer: PublicKey, server: string | undefined, address: IpAddress | undefined): void;
+    /** Something can be sent to the peer over a relay now. */
+    isUp(peer: PublicKey): boolean;
+    /** The relay the peer's packets take, for status. */
+    serverOf(peer: PublicKey): string;
+    readonly home: { readonly server: string; readonly address: IpAddress | undefined } | undefined;
+    readonly rtt: Millis | undefined;
+  };
+  readonly ice: {
+    readonly allowed: boolean;
+    freshSession(): LocalSession;
+    open(peer: PublicKey, controlling: boolean, local: LocalSession, handlers: IceSessionHandlers): IceSession;
+  };
+  readonly ownKey: PublicKey;
+  readonly version: string;
+  readonly wireguardPort: number;
+  readonly presharedKey: PresharedKey | undefined;
+  /** Called after every change of what status shows. */
+  readonly changed: (peer: PeerConnection) => void;
+}
+
+/** What the network map says of a peer. */
+export interface PeerInfo {
+  readonly key: PublicKey;
+  readonly fqdn: string;
+  readonly addresses: readonly IpAddress[];
+  /** Overlay addresses and the networks routed through it. */
+  readonly allowedIps: readonly Prefix[];
+  readonly routes: readonly Prefix[];
+  readonly agentVersion: string;
+}
+
+/** A direct endpoint that worked is worth one handshake message for this long after it was last used. */
+const KNOWN_DIRECT_LIFETIME: Millis = 10 * 60_000;
+/** Keepalive of an awake peer, in seconds, as stock agents set it. */
+const KEEPALIVE_SECONDS = 25;
+/** An OFFER is answered at most this often (signal document, section 9). */
+const ANSWER_INTERVAL: Millis = 200;
+
+/**
+ * One remote peer: runs the effects of its state machine against device, signal, relay and ICE, and keeps its timeline.
+ * Used again and again: awake and asleep are states of the one object. It never decides to be lazy.
+ */
+export class PeerConnection {
+  readonly key: PublicKey;
+  info: PeerInfo;
+  readonly #deps: PeerDeps;
+  readonly #controlling: boolean;
+  readonly #timeline: Timeline;
+  #state: PeerConnectionState = createPeerState("asleep");
+  #since: number;
+  #timer: Timer | undefined;
+  #timerAt: Millis | undefined;
+  #ice: IceSession | undefined;
+  /** Local candidates of the open ICE agent; sent in OFFER and ANSWER, later ones as CANDIDATE. */
+  #candidates: string[] = [];
+  /** How many of them the remote was told; undefined before the first OFFER or ANSWER of the ICE agent's life. */
+  #told: number | undefined;
+  #remoteIsPerch = false;
+  #knownDirect: { readonly endpoint: Endpoint; readonly until: Millis } | undefined;
+  #answeredAt: Millis | undefined;
+  #answerTimer: Timer | undefined;
+
+  constructor(deps: PeerDeps, info: PeerInfo, reason: string) {
+    this.#deps = deps;
+    this.key = info.key;
+    this.info = info;
+    // Roles compare the base64 texts byte by byte (signal document, section 2.3).
+    this.#controlling = deps.ownKey > info.key;
+    this.#timeline = new Timeline(deps.clock);
+    this.#since = deps.clock.wall();
+    this.#state = createPeerState(reason);
+    deps.device.setPeer(info.key, { mode: "asleep", allowedIps: info.allowedIps });
+  }
+
+  get awake(): boolean {
+    return this.#state.kind === "awake";
+  }
+
+  /** The public state; derived, never stored beside the machine's. */
+  get status(): PeerState {
+    if (this.#state.kind === "idle") return "idle";
+    return this.#state.proven === undefined ? "connecting" : "connected";
+  }
+
+  get reason(): string {
+    if (this.#state.kind === "idle") return this.#state.reason;
+    return this.#timeline.entries().findLast((entry) => entry.event === "wake")?.detail ?? "";
+  }
+
+  /** Wall clock ms of the last change of `status`. */
+  get since(): number {
+    return this.#since;
+  }
+
+  /** Clock of the last wake; undefined while idle. */
+  get wokeAt(): Millis | undefined {
+    return this.#state.kind === "awake" ? this.#state.since : undefined;
+  }
+
+  get timeline(): readonly TimelineEntry[] {
+    return this.#timeline.entries();
+  }
+
+  get path(): PeerPath {
+    const state = this.#state;
+    if (state.kind === "idle") return { kind: "none" };
+    if (state.direct) {
+      const { endpoint, localKind, remoteKind, local } = state.direct;
+      return { kind: "direct", endpoint, localKind, remoteKind, ...(local ? { local } : {}) };
+    }
+    return state.relay ? { kind: "relay", server: this.#deps.relay.serverOf(this.key) } : { kind: "none" };
+  }
+
+  get latencyMs(): Millis | undefined {
+    return this.#state.kind === "awake" ? this.#state.direct?.rtt : undefined;
+  }
+
+  /** The map changed what it says of this peer; allowed IPs are replaced without touching session or path. */
+  update(info: PeerInfo): void {
+    this.info = info;
+    this.#setDevicePeer();
+    this.#deps.changed(this);
+  }
+
+  post(event: PeerEvent): void {
+    const before = this.status;
+    const { state, effects } = step(this.#state, event, this.#context());
+    this.#state = state;
+    for (const effect of effects) this.#run(effect);
+    this.#arm();
+    if (this.status !== before) this.#since = this.#deps.clock.wall();
+    if (effects.length > 0 || this.status !== before) this.#deps.changed(this);
+  }
+
+  /** A decrypted message of this peer; GO_IDLE is the manager's business. */
+  receive(body: Body): void {
+    if (body.perch) this.#remoteIsPerch = true;
+    switch (body.type) {
+      case Body_Type.OFFER:
+      case Body_Type.ANSWER: {
+        const remote = parseOfferBody(body);
+        if (!remote) return;
+        this.post({ kind: body.type === Body_Type.OFFER ? "offer" : "answer", remote });
+        for (const text of body.perch?.candidates ?? []) this.#addRemoteCandidate(text);
+        return;
+      }
+      case Body_Type.CANDIDATE:
+        this.#addRemoteCandidate(body.payload);
+        return;
+      default:
+        return;
+    }
+  }
+
+  /** Takes everything down without a word to the remote; the peer left the map or the agent stops. */
+  close(): void {
+    this.#timer?.cancel();
+    this.#answerTimer?.cancel();
+    this.#ice?.close();
+    this.#ice = undefined;
+    this.#state = { kind: "idle", generation: this.#state.generation, reason: "removed" };
+  }
+
+  note(event: string, detail: string): void {
+    this.#timeline.note(event, detail);
+    this.#deps.changed(this);
+  }
+
+  #context(): PeerContext {
+    const { clock, relay, ice } = this.#deps;
+    const now = clock.now();
+    const known = this.#knownDirect;
+    return {
+      now,
+      relayUp: relay.isUp(this.key),
+      relayRtt: relay.rtt,
+      iceAllowed: ice.allowed,
+      knownDirect: known && known.until > now ? known.endpoint : undefined,
+      freshSession: () => ice.freshSession(),
+    };
+  }
+
+  #run(effect: PeerEffect): void {
+    const { device, relay } = this.#deps;
+    switch (effect.kind) {
+      case "device-awake":
+      case "device-asleep":
+        this.#rememberDirect();
+        return this.#setDevicePeer();
+      case "use-path":
+        this.#rememberDirect();
+        return device.setPath(this.key, effect.path);
+      case "initiate":
+        device.initiate(this.key, effect.paths);
+        return;
+      case "send-offer":
+        return this.#sendHalf(Body_Type.OFFER);
+      case "send-answer":
+        return this.#answer();
+      case "send-go-idle":
+        return this.#send({ type: Body_Type.GO_IDLE });
+      case "use-relay-server":
+        // Both sides use the relay of the controller (relay document, section 7.5).
+        return this.#controlling ? undefined : relay.useServer(this.key, effect.server, effect.address);
+      case "open-ice":
+        return this.#openIce(effect.ice);
+      case "check-ice":
+        return this.#ice?.check(effect.credentials);
+      case "close-ice":
+        this.#ice?.close();
+        this.#ice = undefined;
+        return;
+      case "suspect-ice":
+        return this.#ice?.suspect();
+      case "note":
+        this.#deps.log.debug("peer event", { peer: this.info.fqdn, event: effect.event, detail: effect.detail });
+        return this.#timeline.note(effect.event, effect.detail);
+      default:
+        return unreachable(effect);
+    }
+  }
+
+  #setDevicePeer(): void {
+    const { device, presharedKey } = this.#deps;
+    device.setPeer(this.key, {
+      mode: this.awake ? "awake" : "asleep",
+      allowedIps: this.info.allowedIps,
+      presharedKey,
+      persistentKeepalive: this.awake ? KEEPALIVE_SECONDS : 0,
+    });
+  }
+
+  /** Keeps the endpoint of a direct path in use for the next wake. */
+  #rememberDirect(): void {
+    const direct = this.#state.kind === "awake" ? this.#state.direct : undefined;
+    if (direct)
+      this.#knownDirect = { endpoint: direct.endpoint, until: this.#deps.clock.now() + KNOWN_DIRECT_LIFETIME };
+  }
+
+  #openIce(life: number): void {
+    const state = this.#state;
+    if (state.kind !== "awake") return;
+    this.#ice?.close();
+    this.#candidates = [];
+    this.#told = undefined;
+    this.#ice = this.#deps.ice.open(this.key, this.#controlling, state.local, {
+      candidate: (candidate) => {
+        this.#candidates.push(formatCandidate(candidate));
+        // Before the first OFFER or ANSWER of this life there is nothing to add to: it will carry the candidate.
+        if (this.#told !== undefined) this.#tellCandidates(this.#told);
+      },
+      selected: (direct) => this.post({ kind: "ice-selected", ice: life, direct }),
+      lost: (reason, failed) => this.post({ kind: "ice-lost", ice: life, reason, failed }),
+    });
+  }
+
+  #addRemoteCandidate(text: string): void {
+    const candidate = parseCandidate(text);
+    if (candidate) this.#ice?.addRemoteCandidate(candidate);
+  }
+
+  /** OFFERs may come at any rate; the newest of a burst is answered. */
+  #answer(): void {
+    const { clock } = this.#deps;
+    const wait = this.#answeredAt === undefined ? 0 : this.#answeredAt + ANSWER_INTERVAL - clock.now();
+    if (wait > 0) {
+      this.#answerTimer?.cancel();
+      this.#answerTimer = clock.after(wait, () => this.#answer());
+      return;
+    }
+    this.#answeredAt = clock.now();
+    this.#sendHalf(Body_Type.ANSWER);
+  }
+
+  #sendHalf(type: Body_Type.OFFER | Body_Type.ANSWER): void {
+    const state = this.#state;
+    if (state.kind !== "awake") return;
+    const { relay, version, wireguardPort } = this.#deps;
+    // A remote that is known to have no ICE is told the same of us (signal document, section 2.6).
+    const ice = state.ice > 0 && !(state.remote !== undefined && state.remote.credentials === undefined);
+    const facts: OfferFacts = { wireguardPort, version, relay: relay.home, ice, candidates: this.#candidates };
+    const session = state.local;
+    const candidates = this.#candidates;
+    this.#timeline.note(type === Body_Type.OFFER ? "offer-sent" : "answer-sent", relay.home?.server ?? "no relay");
+    const sent = this.#deps.signal.send(this.key, createOfferBody(type, session, facts));
+    this.#told = this.#candidates.length;
+    // A stock agent has no ICE agent to put candidates into before it read OFFER or ANSWER: only then send them (W2).
+    sent.then(
+      ({ delivered }) => {
+        if (delivered === false) this.note("signal", "the peer is not connected to the signal server");
+        if (ice && !this.#remoteIsPerch && candidates === this.#candidates) this.#tellCandidates(0);
+      },
+      (error: unknown) => this.#deps.log.debug("signal message not sent", { peer: this.info.fqdn, err: error }),
+    );
+  }
+
+  /** Sends candidates as messages of their own. */
+  #tellCandidates(from: number): void {
+    for (const payload of this.#candidates.slice(from)) this.#send({ type: Body_Type.CANDIDATE, payload });
+    this.#told = this.#candidates.length;
+  }
+
+  #send(body: MessageInitShape<typeof BodySchema>): void {
+    this.#deps.signal.send(this.key, body).catch((error: unknown) => {
+      this.#deps.log.debug("signal message not sent", { peer: this.info.fqdn, err: error });
+    });
+  }
+
+  #arm(): void {
+    const at = nextDeadline(this.#state);
+    if (at === this.#timerAt) return;
+    this.#timer?.cancel();
+    this.#timerAt = at;
+    const { clock } = this.#deps;
+    this.#timer =
+      at === undefined
+        ? undefined
+        : clock.after(Math.max(0, at - clock.now()), () => {
+            this.#timerAt = undefined;
+            this.post({ kind: "tick" });
+          });
+  }
+}

@@ -1,0 +1,531 @@
+import { unreachable } from "#base/errors.ts";
+import type { Endpoint, IpAddress } from "#base/ip.ts";
+import type { Millis } from "#base/time.ts";
+import type { DevicePath, PacketSource } from "#wireguard/device.ts";
+
+/**
+ * Connection state of one remote peer, and the only place that decides what comes next.
+ *
+ *          wake, offer                      established
+ *   idle -------------> awake (Connecting) -------------> awake (Connected)
+ *     ^                      |      ^                        |      |
+ *     |                      |      '-- no path, no proof ---'      |
+ *     '------- sleep --------+--------------------------------------'
+ *
+ * An awake peer runs its two ways side by side: the relay carries packets from the first moment, ICE looks for a direct
+ * way, and the better one is used. Connected means that a WireGuard handshake proved the peer, not that a path was chosen.
+ *
+ * Pure: no IO and no clock. The caller passes `now` and runs the returned effects in order. Deadlines are part of the
+ * state; the shell keeps one timer at the earliest and sends `tick`. `ice` numbers the lives of the ICE agent: what an
+ * older life reports late is dropped.
+ */
+export type PeerConnectionState = IdleState | AwakeState;
+
+export interface IdleState {
+  readonly kind: "idle";
+  /** Rises with every wake. */
+  readonly generation: number;
+  readonly reason: string;
+}
+
+export interface AwakeState {
+  readonly kind: "awake";
+  readonly generation: number;
+  readonly since: Millis;
+  readonly initiator: boolean;
+  readonly local: LocalSession;
+  /** Set by the first OFFER or ANSWER of the remote. */
+  readonly remote: RemoteSession | undefined;
+  /** Life number of the ICE agent that answers with `local`; 0 when ICE is not allowed. */
+  readonly ice: number;
+  /** That agent has the remote's credentials and checks. */
+  readonly iceChecking: boolean;
+  readonly iceFailures: number;
+  readonly direct: DirectPath | undefined;
+  readonly relay: boolean;
+  /** When a handshake last proved the peer; undefined = Connecting. */
+  readonly proven: Millis | undefined;
+  readonly initiations: number;
+  readonly offers: number;
+  readonly deadlines: Deadlines;
+}
+
+interface Deadlines {
+  /** Send a new handshake initiation when no session came up by then. */
+  readonly initiate?: Millis | undefined;
+  /** Send a new OFFER when the negotiation is not complete by then. */
+  readonly offer?: Millis | undefined;
+  /** Without a fresh handshake by then the peer is no longer proven. */
+  readonly prove?: Millis | undefined;
+}
+
+/** Our half of a negotiation: one life of credentials (signal document, sections 2.2 and 2.4). */
+export interface LocalSession {
+  readonly id: Uint8Array;
+  readonly ufrag: string;
+  readonly pwd: string;
+}
+
+/** The remote's half, from its OFFER or ANSWER. Without credentials the remote is relay-only. */
+export interface RemoteSession {
+  readonly id: Uint8Array | undefined;
+  readonly credentials: { readonly ufrag: string; readonly pwd: string } | undefined;
+  readonly relayServer: string | undefined;
+  readonly relayAddress: IpAddress | undefined;
+}
+
+/** A direct way: found by ICE, or (`kind: "learned"`) proven by an authenticated packet before ICE was done. */
+export interface DirectPath {
+  readonly kind: "ice" | "learned";
+  readonly endpoint: Endpoint;
+  readonly localKind: string;
+  readonly remoteKind: string;
+  readonly local: Endpoint | undefined;
+  readonly rtt: Millis | undefined;
+}
+
+/** What the step may know of the world besides the state. */
+export interface PeerContext {
+  readonly now: Millis;
+  /** We can send to this peer over a relay right now. */
+  readonly relayUp: boolean;
+  /** Round trip to our relay, for the pace of retries; undefined when not measured. */
+  readonly relayRtt: Millis | undefined;
+  /** ICE is allowed (not forced to the relay). */
+  readonly iceAllowed: boolean;
+  /** A direct endpoint that worked before and is worth one handshake message. */
+  readonly knownDirect: Endpoint | undefined;
+  /** Fresh credentials; the one source of randomness. */
+  readonly freshSession: () => LocalSession;
+}
+
+export type PeerEvent =
+  | { readonly kind: "wake"; readonly cause: string; readonly initiate: boolean }
+  | { readonly kind: "sleep"; readonly reason: string; readonly tell: boolean }
+  | { readonly kind: "offer"; readonly remote: RemoteSession }
+  | { readonly kind: "answer"; readonly remote: RemoteSession }
+  | { readonly kind: "ice-selected"; readonly ice: number; readonly direct: DirectPath }
+  | { readonly kind: "ice-lost"; readonly ice: number; readonly reason: string; readonly failed: boolean }
+  | { readonly kind: "relay"; readonly up: boolean }
+  | { readonly kind: "established"; readonly source: PacketSource }
+  | { readonly kind: "path-hint"; readonly source: PacketSource }
+  | { readonly kind: "path-error"; readonly endpoint: Endpoint; readonly code: string }
+  | { readonly kind: "network-changed" }
+  | { readonly kind: "tick" };
+
+export type PeerEffect =
+  | { readonly kind: "device-awake" }
+  | { readonly kind: "device-asleep" }
+  | { readonly kind: "use-path"; readonly path: DevicePath }
+  | { readonly kind: "initiate"; readonly paths: readonly DevicePath[] }
+  | { readonly kind: "send-offer" }
+  | { readonly kind: "send-answer" }
+  | { readonly kind: "send-go-idle" }
+  | { readonly kind: "use-relay-server"; readonly server: string | undefined; readonly address: IpAddress | undefined }
+  /** A new ICE agent with the state's `local` half replaces the one before; it answers checks from the start. */
+  | { readonly kind: "open-ice"; readonly ice: number }
+  /** The remote's half for the open agent. */
+  | { readonly kind: "check-ice"; readonly credentials: { readonly ufrag: string; readonly pwd: string } }
+  | { readonly kind: "close-ice" }
+  | { readonly kind: "suspect-ice" }
+  | { readonly kind: "note"; readonly event: string; readonly detail: string };
+
+export interface Step {
+  readonly state: PeerConnectionState;
+  readonly effects: readonly PeerEffect[];
+}
+
+/** Pace of handshake initiations while there is no session: never WireGuard's 5 s. */
+const FIRST_INITIATION_RETRY: Millis = 250;
+const MAX_INITIATION_RETRY: Millis = 4000;
+/** As the woken side we leave the first initiation to the other for this long (signal document, W4). */
+const RESPONDER_PATIENCE: Millis = 1000;
+/** First repetition of an OFFER nobody answered; doubles up to the ceiling. */
+const FIRST_OFFER_RETRY: Millis = 1000;
+const MAX_OFFER_RETRY: Millis = 30_000;
+/** When woken by an OFFER, our ANSWER carries everything; our own OFFER is held back (W5). */
+const ANSWERER_PATIENCE: Millis = 3000;
+/** A peer that has no fresh handshake this long after its path was lost is Connecting again. */
+const PROOF_PATIENCE: Millis = 12_000;
+/** ICE that failed while the relay carries is tried again after 30 s, then ever more rarely, at most once an hour. */
+const FIRST_ICE_RETRY: Millis = 30_000;
+const MAX_ICE_RETRY: Millis = 3_600_000;
+
+/** The state a peer has when it enters the network map. */
+export function createPeerState(reason: string): IdleState {
+  return { kind: "idle", generation: 0, reason };
+}
+
+/** Decides what follows from an event. Events that make no sense in a state leave it as it is. */
+export function step(state: PeerConnectionState, event: PeerEvent, context: PeerContext): Step {
+  if (state.kind === "idle") return stepIdle(state, event, context);
+  switch (event.kind) {
+    case "wake":
+      return event.initiate && state.proven === undefined && !state.initiator
+        ? initiate({ ...state, initiator: true }, context)
+        : unchanged(state);
+    case "sleep":
+      return sleep(state, event.reason, event.tell);
+    case "offer":
+      return append(negotiate(state, event.remote, context), [{ kind: "send-answer" }]);
+    case "answer":
+      return negotiate(state, event.remote, context);
+    case "ice-selected":
+      return event.ice === state.ice ? useDirect(state, event.direct, context) : unchanged(state);
+    case "ice-lost":
+      return event.ice === state.ice ? loseIce(state, event.reason, event.failed, context) : unchanged(state);
+    case "relay":
+      return changeRelay(state, event.up, context);
+    case "established":
+      return prove(state, event.source, context);
+    case "path-hint":
+      return followHint(state, event.source, context);
+    case "path-error":
+      return pathError(state, event.endpoint, event.code, context);
+    case "network-changed":
+      return restartIce(state, "the local network changed", context);
+    case "tick":
+      return tick(state, context);
+    default:
+      return unreachable(event);
+  }
+}
+
+/** Earliest deadline of the state, if any: when the shell has to send `tick`. */
+export function nextDeadline(state: PeerConnectionState): Millis | undefined {
+  if (state.kind === "idle") return undefined;
+  let next: Millis | undefined;
+  for (const at of [state.deadlines.initiate, state.deadlines.offer, state.deadlines.prove]) {
+    if (at !== undefined && (next === undefined || at < next)) next = at;
+  }
+  return next;
+}
+
+/** The path that packets of this state take. */
+export function choosePath(state: PeerConnectionState): DevicePath {
+  if (state.kind === "idle") return { kind: "none" };
+  if (state.direct) return { kind: "udp", endpoint: state.direct.endpoint };
+  return state.relay ? { kind: "relay" } : { kind: "none" };
+}
+
+function stepIdle(state: IdleState, event: PeerEvent, context: PeerContext): Step {
+  switch (event.kind) {
+    case "wake":
+      // Somebody else's handshake or data comes with that side's OFFER: ours would only cross it.
+      return wake(state, event.cause, event.initiate, context, event.initiate ? 0 : ANSWERER_PATIENCE);
+    case "offer": {
+      const woken = wake(state, "its offer", false, context, ANSWERER_PATIENCE);
+      return append(
+        chain(woken, (awake) => negotiate(awake, event.remote, context)),
+        [{ kind: "send-answer" }],
+      );
+    }
+    // An ANSWER or a CANDIDATE that comes late must not undo a sleep (W7); a repeated sleep changes nothing.
+    case "sleep":
+    case "answer":
+    case "ice-selected":
+    case "ice-lost":
+    case "relay":
+    case "established":
+    case "path-hint":
+    case "path-error":
+    case "network-changed":
+    case "tick":
+      return { state, effects: [] };
+    default:
+      return unreachable(event);
+  }
+}
+
+/** Everything starts in the same instant: the handshake over every way known, and the OFFER. */
+function wake(idle: IdleState, cause: string, initiator: boolean, context: PeerContext, offerAfter: Millis): Step {
+  const state: AwakeState = {
+    kind: "awake",
+    generation: idle.generation + 1,
+    since: context.now,
+    initiator,
+    local: context.freshSession(),
+    remote: undefined,
+    ice: context.iceAllowed ? 1 : 0,
+    iceChecking: false,
+    iceFailures: 0,
+    direct: undefined,
+    relay: context.relayUp,
+    proven: undefined,
+    initiations: 0,
+    offers: 0,
+    deadlines: { initiate: context.now + RESPONDER_PATIENCE, offer: context.now + offerAfter },
+  };
+  const woken: Step = {
+    state,
+    effects: [
+      { kind: "note", event: "wake", detail: cause },
+      { kind: "device-awake" },
+      { kind: "use-path", path: choosePath(state) },
+    ],
+  };
+  const opened: Step = context.iceAllowed ? append(woken, [{ kind: "open-ice", ice: state.ice }]) : woken;
+  const started = initiator ? chain(opened, (awake) => initiate(awake, context)) : opened;
+  return offerAfter === 0 ? chain(started, (awake) => offer(awake, context)) : started;
+}
+
+function sleep(state: AwakeState, reason: string, tell: boolean): Step {
+  const effects: PeerEffect[] = [{ kind: "note", event: "sleep", detail: reason }];
+  if (state.ice > 0) effects.push({ kind: "close-ice" });
+  effects.push({ kind: "device-asleep" });
+  if (tell) effects.push({ kind: "send-go-idle" });
+  return { state: { kind: "idle", generation: state.generation, reason }, effects };
+}
+
+/** Sends a handshake initiation over every way there is and sets the time of the next. */
+function initiate(state: AwakeState, context: PeerContext): Step {
+  const paths = initiationPaths(state, context);
+  const first = Math.max(FIRST_INITIATION_RETRY, 2 * (context.relayRtt ?? 0) + 100);
+  const delay = Math.min(MAX_INITIATION_RETRY, first * 1.6 ** state.initiations);
+  return {
+    state: {
+      ...state,
+      initiations: state.initiations + 1,
+      deadlines: { ...state.deadlines, initiate: context.now + delay },
+    },
+    effects: paths.length === 0 ? [] : [{ kind: "initiate", paths }],
+  };
+}
+
+function initiationPaths(state: AwakeState, context: PeerContext): DevicePath[] {
+  const paths: DevicePath[] = [];
+  if (state.direct) paths.push({ kind: "udp", endpoint: state.direct.endpoint });
+  else if (context.knownDirect) paths.push({ kind: "udp", endpoint: context.knownDirect });
+  if (state.relay && !(state.direct && state.proven !== undefined)) paths.push({ kind: "relay" });
+  return paths;
+}
+
+function offer(state: AwakeState, context: PeerContext): Step {
+  const delay = Math.min(MAX_OFFER_RETRY, FIRST_OFFER_RETRY * 2 ** state.offers);
+  return {
+    state: {
+      ...state,
+      offers: state.offers + 1,
+      deadlines: { ...state.deadlines, offer: context.now + delay },
+    },
+    effects: [{ kind: "send-offer" }],
+  };
+}
+
+/** Takes the remote's half. The same half again changes nothing; another one is a new life of the remote's ICE agent. */
+function negotiate(state: AwakeState, remote: RemoteSession, context: PeerContext): Step {
+  const known = state.remote;
+  const effects: PeerEffect[] = [];
+  if (known === undefined || known.relayServer !== remote.relayServer) {
+    effects.push({ kind: "use-relay-server", server: remote.relayServer, address: remote.relayAddress });
+  }
+  const next: AwakeState = { ...state, remote, deadlines: { ...state.deadlines, offer: undefined } };
+  if (!remote.credentials || state.ice === 0) return { state: next, effects };
+  if (!state.iceChecking) {
+    effects.push({ kind: "check-ice", credentials: remote.credentials });
+    return { state: { ...next, iceChecking: true }, effects };
+  }
+  if (known !== undefined && sameSession(known, remote)) return { state: next, effects };
+  // Following a restart of the remote keeps our own half: the remote's new agent was or will be built for exactly it (W22).
+  const ice = state.ice + 1;
+  effects.push({ kind: "open-ice", ice }, { kind: "check-ice", credentials: remote.credentials });
+  const followed: AwakeState = { ...next, ice, iceChecking: true };
+  // The remote gave the direct path of the old life up; where a relay carries, nothing has to wait for the new one.
+  if (!state.relay || state.direct === undefined) return { state: followed, effects };
+  return chain({ state: { ...followed, direct: undefined }, effects }, (awake) => afterPathLoss(awake, context));
+}
+
+function sameSession(a: RemoteSession, b: RemoteSession): boolean {
+  if (a.id === undefined || b.id === undefined) {
+    // Agents before 0.55 send no id: one life until failure (signal document, section 9).
+    return a.credentials?.ufrag === b.credentials?.ufrag || b.id === undefined;
+  }
+  return Buffer.compare(a.id, b.id) === 0;
+}
+
+function useDirect(state: AwakeState, direct: DirectPath, context: PeerContext): Step {
+  const next: AwakeState = { ...state, direct, iceFailures: 0, deadlines: { ...state.deadlines, offer: undefined } };
+  const used: Step = {
+    state: next,
+    effects: [
+      {
+        kind: "note",
+        event: "path",
+        detail: `direct ${direct.localKind}/${direct.remoteKind} ${direct.endpoint.address}:${direct.endpoint.port}`,
+      },
+      { kind: "use-path", path: choosePath(next) },
+    ],
+  };
+  return next.proven === undefined && next.initiator ? chain(used, (awake) => initiate(awake, context)) : used;
+}
+
+function loseIce(state: AwakeState, reason: string, failed: boolean, context: PeerContext): Step {
+  const failures = state.iceFailures + (failed ? 1 : 0);
+  const wait = failed ? Math.min(MAX_ICE_RETRY, FIRST_ICE_RETRY * 4 ** (failures - 1)) * (state.relay ? 1 : 0.1) : 0;
+  const ice = state.ice + 1;
+  const lost: Step = {
+    state: {
+      ...state,
+      local: context.freshSession(),
+      ice,
+      iceChecking: false,
+      iceFailures: failures,
+      // A learned path that ICE could not confirm has nobody who watches it: the relay is safer where there is one.
+      direct: state.direct?.kind === "ice" || state.relay ? undefined : state.direct,
+      offers: 0,
+      deadlines: { ...state.deadlines, offer: context.now + wait },
+    },
+    effects: [
+      { kind: "note", event: "direct-lost", detail: reason },
+      { kind: "open-ice", ice },
+    ],
+  };
+  const pathLost = state.direct !== undefined && lost.state.kind === "awake" && lost.state.direct === undefined;
+  return pathLost ? chain(lost, (awake) => afterPathLoss(awake, context)) : lost;
+}
+
+/** The better path is gone: packets move to the next at once, and a handshake shows whether it carries. */
+function afterPathLoss(state: AwakeState, context: PeerContext): Step {
+  const path = choosePath(state);
+  const next: AwakeState = {
+    ...state,
+    proven: path.kind === "none" ? undefined : state.proven,
+    initiator: true,
+    initiations: 0,
+    deadlines: { ...state.deadlines, prove: context.now + PROOF_PATIENCE },
+  };
+  const moved: Step = {
+    state: next,
+    effects: [
+      { kind: "note", event: "path", detail: path.kind === "relay" ? "back on the relay" : "no path" },
+      { kind: "use-path", path },
+    ],
+  };
+  return path.kind === "none" ? moved : chain(moved, (awake) => initiate(awake, context));
+}
+
+function changeRelay(state: AwakeState, up: boolean, context: PeerContext): Step {
+  if (state.relay === up) return unchanged(state);
+  const next: AwakeState = { ...state, relay: up };
+  if (state.direct) return { state: next, effects: [] };
+  const moved: Step = {
+    state: { ...next, proven: up ? state.proven : undefined, initiations: 0 },
+    effects: [
+      { kind: "note", event: "path", detail: up ? "the relay is back" : "the relay is gone" },
+      { kind: "use-path", path: choosePath(next) },
+    ],
+  };
+  if (!up)
+    return chain(moved, (awake) => ({
+      state: { ...awake, deadlines: { ...awake.deadlines, offer: context.now } },
+      effects: [],
+    }));
+  // The relayed address of both sides may have changed with it: tell the remote ours and try at once.
+  return chain(
+    chain(moved, (awake) => initiate(awake, context)),
+    (awake) => offer({ ...awake, offers: 0 }, context),
+  );
+}
+
+function prove(state: AwakeState, source: PacketSource, context: PeerContext): Step {
+  const first = state.proven === undefined;
+  const proven: AwakeState = {
+    ...state,
+    proven: context.now,
+    initiations: 0,
+    deadlines: { ...state.deadlines, initiate: undefined, prove: undefined },
+  };
+  const via = source.kind === "relay" ? "relay" : `${source.endpoint.address}:${source.endpoint.port}`;
+  const noted: Step = {
+    state: proven,
+    effects: first ? [{ kind: "note", event: "connected", detail: `handshake by ${via}` }] : [],
+  };
+  return chain(noted, (awake) => followHint(awake, source, context));
+}
+
+/** An authenticated packet over a direct way before ICE chose one: use it, ICE may find a better one. */
+function followHint(state: AwakeState, source: PacketSource, context: PeerContext): Step {
+  if (source.kind === "relay" || !context.iceAllowed) return unchanged(state);
+  if (state.direct?.kind === "ice") return unchanged(state);
+  if (
+    state.direct?.endpoint.address === source.endpoint.address &&
+    state.direct.endpoint.port === source.endpoint.port
+  ) {
+    return unchanged(state);
+  }
+  const direct: DirectPath = {
+    kind: "learned",
+    endpoint: source.endpoint,
+    localKind: "learned",
+    remoteKind: "learned",
+    local: undefined,
+    rtt: undefined,
+  };
+  const next: AwakeState = { ...state, direct };
+  return {
+    state: next,
+    effects: [
+      {
+        kind: "note",
+        event: "path",
+        detail: `direct, learned from ${direct.endpoint.address}:${direct.endpoint.port}`,
+      },
+      { kind: "use-path", path: choosePath(next) },
+    ],
+  };
+}
+
+function pathError(state: AwakeState, endpoint: Endpoint, code: string, context: PeerContext): Step {
+  if (state.direct?.endpoint.address !== endpoint.address || state.direct.endpoint.port !== endpoint.port)
+    return unchanged(state);
+  const noted: PeerEffect = { kind: "note", event: "direct-lost", detail: `sending failed: ${code}` };
+  if (state.direct.kind === "ice") return { state, effects: [noted, { kind: "suspect-ice" }] };
+  return chain({ state: { ...state, direct: undefined }, effects: [noted] }, (awake) => afterPathLoss(awake, context));
+}
+
+function restartIce(state: AwakeState, reason: string, context: PeerContext): Step {
+  if (state.ice === 0) return unchanged(state);
+  const ice = state.ice + 1;
+  const restarted: Step = {
+    state: { ...state, local: context.freshSession(), ice, iceChecking: false, iceFailures: 0, offers: 0 },
+    effects: [
+      { kind: "note", event: "restart", detail: reason },
+      { kind: "open-ice", ice },
+    ],
+  };
+  return chain(restarted, (awake) => offer(awake, context));
+}
+
+function tick(state: AwakeState, context: PeerContext): Step {
+  let result: Step = { state, effects: [] };
+  const { initiate: initiateAt, offer: offerAt, prove: proveAt } = state.deadlines;
+  if (initiateAt !== undefined && initiateAt <= context.now) {
+    result = chain(result, (awake) =>
+      awake.proven === undefined || proveAt !== undefined
+        ? initiate({ ...awake, initiator: true }, context)
+        : { state: { ...awake, deadlines: { ...awake.deadlines, initiate: undefined } }, effects: [] },
+    );
+  }
+  if (offerAt !== undefined && offerAt <= context.now) result = chain(result, (awake) => offer(awake, context));
+  if (proveAt !== undefined && proveAt <= context.now) {
+    result = chain(result, (awake) => ({
+      state: { ...awake, proven: undefined, deadlines: { ...awake.deadlines, prove: undefined, offer: context.now } },
+      effects: [{ kind: "note", event: "unproven", detail: "no handshake since the path was lost" }],
+    }));
+  }
+  return result;
+}
+
+function unchanged(state: AwakeState): Step {
+  return { state, effects: [] };
+}
+
+function chain(first: Step, next: (state: AwakeState) => Step): Step {
+  if (first.state.kind === "idle") return first;
+  const second = next(first.state);
+  return { state: second.state, effects: [...first.effects, ...second.effects] };
+}
+
+function append(first: Step, effects: readonly PeerEffect[]): Step {
+  return { state: first.state, effects: [...first.effects, ...effects] };
+}
