@@ -1,0 +1,125 @@
+/**
+ * Counters in shared memory: the worker writes, main reads whenever it likes, no messages.
+ *
+ *   Float64 words  0..63   device counters in the order of DEVICE_COUNTERS
+ *                  64..    one row of 8 words for each peer slot, in the order of PEER_FIELDS
+ *
+ * A reader may see a row in which one word is newer than another; each word is whole.
+ */
+export const DEVICE_COUNTERS = [
+  "rx-packets",
+  "tx-packets",
+  "rx-datagrams",
+  "tx-datagrams",
+  "wake-ups",
+  "tun-read",
+  "tun-write",
+  "udp-receive-calls",
+  "udp-send-calls",
+  "staged-bytes",
+  "staged-packets",
+  "sessions",
+  "drop-staged-peer-full",
+  "drop-staged-device-full",
+  "drop-staged-asleep",
+  "drop-staged-given-up",
+  "drop-staged-removed",
+  "drop-malformed",
+  "drop-unknown-index",
+  "drop-expired",
+  "drop-authentication",
+  "drop-replay",
+  "drop-allowed-ips",
+  "drop-inner-malformed",
+  "drop-truncated",
+  "drop-unknown-type",
+  "drop-relay-mismatch",
+  "drop-handshake-queue",
+  "drop-relay-queue",
+  "drop-no-route",
+  "drop-outbound-malformed",
+  "drop-multicast-asleep",
+  "drop-send",
+  "drop-message-too-big",
+  "drop-tun-write",
+  "drop-socket-queue",
+  "gso-refused",
+  "gso-disabled",
+] as const;
+export type DeviceCounter = (typeof DEVICE_COUNTERS)[number];
+
+export const PEER_FIELDS = [
+  "rxBytes",
+  "txBytes",
+  "lastDataRx",
+  "lastDataTx",
+  "lastRx",
+  "stagedBytes",
+  "sessionCreated",
+  "lastTx",
+] as const;
+
+/**
+ * One peer's row. Bytes are UDP payload bytes with handshakes. Times are milliseconds of the device clock (main's
+ * `performance.now()`), 0 = never: `lastDataRx`/`lastDataTx` of the last inner packet that is no keepalive, `lastRx`/`lastTx`
+ * of the last authenticated packet of any type, `sessionCreated` of the session in use.
+ */
+export type PeerCounters = { readonly [Field in (typeof PEER_FIELDS)[number]]: number };
+
+const ROWS_AT = 64;
+const ROW_WORDS = PEER_FIELDS.length;
+
+/** Positions of the device counters, so that the packet path writes `words[Counter.x]`. */
+export const Counter = Object.fromEntries(DEVICE_COUNTERS.map((name, index) => [name, index])) as {
+  readonly [Name in DeviceCounter]: number;
+};
+
+/** Positions in a peer's row. */
+export const PeerField = Object.fromEntries(PEER_FIELDS.map((name, index) => [name, index])) as {
+  readonly [Name in (typeof PEER_FIELDS)[number]]: number;
+};
+
+export class Stats {
+  readonly buffer: SharedArrayBuffer;
+  readonly words: Float64Array;
+  readonly peerCapacity: number;
+
+  /** Memory is taken from the machine row by row as slots are used. */
+  static create(peerCapacity: number): Stats {
+    return new Stats(new SharedArrayBuffer((ROWS_AT + peerCapacity * ROW_WORDS) * 8));
+  }
+
+  constructor(buffer: SharedArrayBuffer) {
+    this.buffer = buffer;
+    this.words = new Float64Array(buffer);
+    this.peerCapacity = (this.words.length - ROWS_AT) / ROW_WORDS;
+  }
+
+  /** Position of a peer's row in `words`. */
+  row(slot: number): number {
+    return ROWS_AT + slot * ROW_WORDS;
+  }
+
+  clearRow(slot: number): void {
+    this.words.fill(0, this.row(slot), this.row(slot) + ROW_WORDS);
+  }
+
+  peer(slot: number): PeerCounters {
+    const row = this.row(slot);
+    const { words } = this;
+    return {
+      rxBytes: words[row + PeerField.rxBytes]!,
+      txBytes: words[row + PeerField.txBytes]!,
+      lastDataRx: words[row + PeerField.lastDataRx]!,
+      lastDataTx: words[row + PeerField.lastDataTx]!,
+      lastRx: words[row + PeerField.lastRx]!,
+      stagedBytes: words[row + PeerField.stagedBytes]!,
+      sessionCreated: words[row + PeerField.sessionCreated]!,
+      lastTx: words[row + PeerField.lastTx]!,
+    };
+  }
+
+  device(): Map<DeviceCounter, number> {
+    return new Map(DEVICE_COUNTERS.map((name, index) => [name, this.words[index]!]));
+  }
+}
