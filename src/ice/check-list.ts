@@ -1,0 +1,557 @@
+import { unreachable } from "#base/errors.ts";
+import { type Endpoint, isV6, sameEndpoint } from "#base/ip.ts";
+import type { Millis } from "#base/time.ts";
+import { type Candidate, candidateFoundation, candidatePriority } from "./candidate.ts";
+import {
+  comparePriority,
+  compareValid,
+  createPair,
+  directness,
+  isClearlyBetter,
+  isValid,
+  type Pair,
+  type PairSnapshot,
+  pairKey,
+  type ValidPair,
+} from "./pair.ts";
+import type { TransactionId } from "./stun-message.ts";
+import {
+  CHECK_GIVE_UP,
+  CHECK_RETRY_CEILING,
+  CHECK_RETRY_FIRST,
+  CONSENT_INTERVAL,
+  CONSENT_RETRY_CEILING,
+  CONSENT_RETRY_FIRST,
+  CONSENT_TIMEOUT,
+  MAX_REMOTE_REFLEXIVE,
+  MAX_REMOTE_SIGNALLED,
+  NEW_PAIR_BURST,
+  NEW_PAIR_PACING,
+  RELAY_ACCEPTANCE,
+  RENOMINATION_WINDOW,
+  STOCK_NAT_ACCEPTANCE,
+  SUSPECT_CHECKS,
+  SUSPECT_GAP,
+  TRIGGERED_MIN_GAP,
+} from "./timing.ts";
+
+export interface CheckListOptions {
+  readonly role: "controlling" | "controlled";
+  /** The remote is a stock agent: one nomination, and no use of a pair before it is nominated. */
+  readonly stock: boolean;
+  readonly createTransactionId: () => TransactionId;
+}
+
+/** What the owner has to do, in this order. */
+export type CheckEffect =
+  | {
+      readonly kind: "check";
+      readonly transactionId: TransactionId;
+      readonly local: Candidate | undefined;
+      readonly remote: Candidate;
+      readonly nominate: boolean;
+    }
+  | {
+      readonly kind: "selected";
+      readonly local: Candidate;
+      readonly remote: Candidate;
+      readonly rtt: Millis;
+      readonly nominated: boolean;
+    }
+  | { readonly kind: "lost"; readonly reason: LostReason }
+  | { readonly kind: "failed"; readonly reason: FailedReason };
+
+export type LostReason = "consent-expired" | "suspicion-confirmed";
+/** `no-nomination`: pairs work, but the controlling remote chose none. */
+export type FailedReason = "no-remote-candidate" | "no-answer" | "no-nomination";
+
+/** An authenticated Binding request. */
+export interface InboundCheck {
+  readonly from: Endpoint;
+  /** PRIORITY of the request: what the remote's candidate is worth if it is new to us. */
+  readonly priority: number;
+  readonly useCandidate: boolean;
+  readonly senderCid: string | undefined;
+}
+
+interface Outstanding {
+  readonly pair: Pair;
+  readonly sentAt: Millis;
+  readonly nominate: boolean;
+}
+
+/** The pair in use and how sure of it we are. */
+interface Selection {
+  readonly pair: ValidPair;
+  /** Controlling: the nomination was answered. Controlled: the remote nominated it. */
+  confirmed: boolean;
+  readonly since: Millis;
+  unanswered: number;
+  nextAt: Millis;
+  suspect: { readonly since: Millis; sent: number } | undefined;
+}
+
+type ListState =
+  | { readonly kind: "checking" }
+  | {
+      readonly kind: "selected";
+      readonly firstAt: Millis;
+      readonly selection: Selection;
+      /** The other pairs are checked no more, except where the remote asks for it. */
+      readonly settled: boolean;
+    }
+  | { readonly kind: "failed" }
+  | { readonly kind: "lost" };
+
+/**
+ * The decisions of an ICE agent towards one remote session: which pair is checked when, which one is nominated, selected,
+ * lost. No IO, no clock, no timer: every method takes the time and returns effects; `nextDeadline` says when `advance` is
+ * wanted next.
+ *
+ *   checking --valid and chosen--> selected --no answer--> lost (final: the owner restarts with new credentials)
+ *      |  ^                         |    ^
+ *      v  | new pair                '----' a clearly better pair, or another one when this one died
+ *     failed
+ *
+ * RFC 8445 with these choices: one component, no freezing (there is one foundation per remote endpoint), no role switch. A
+ * controlling agent uses a pair from its first answer on and nominates it with the next check; towards Perch the
+ * controlled side uses its first valid pair too until the nomination arrives, the latest nomination counts.
+ */
+export class CheckList {
+  readonly #options: CheckListOptions;
+  readonly #locals: Candidate[] = [];
+  /** In order of arrival; key is the remote endpoint. */
+  readonly #pairs = new Map<string, Pair>();
+  readonly #outstanding = new Map<TransactionId, Outstanding>();
+  #state: ListState = { kind: "checking" };
+  #startedAt: Millis;
+  #failAt: Millis;
+  /** Theoretical arrival time of the next first check (a leaky bucket of NEW_PAIR_BURST). */
+  #paceAt = Number.NEGATIVE_INFINITY;
+  #nominations = 0;
+  #effects: CheckEffect[] = [];
+
+  constructor(options: CheckListOptions, now: Millis) {
+    this.#options = options;
+    this.#startedAt = now;
+    this.#failAt = now + CHECK_GIVE_UP;
+  }
+
+  get state(): ListState["kind"] {
+    return this.#state.kind;
+  }
+
+  /** A local host candidate opens its address family for checks; the others only give names to mapped addresses. */
+  addLocal(candidate: Candidate, now: Millis): CheckEffect[] {
+    if (!this.#locals.some((known) => sameEndpoint(known.endpoint, candidate.endpoint))) {
+      this.#locals.push(candidate);
+      this.#locals.sort((a, b) => b.priority - a.priority);
+    }
+    return this.advance(now);
+  }
+
+  /** A signalled candidate; a known endpoint gets the signalled description, more than the limit are ignored. */
+  addRemote(candidate: Candidate, now: Millis): CheckEffect[] {
+    const known = this.#pairs.get(pairKey(candidate.endpoint));
+    if (known) known.remote = candidate;
+    else if (this.#countRemotes(false) < MAX_REMOTE_SIGNALLED) this.#addPair(createPair(candidate), now);
+    return this.advance(now);
+  }
+
+  /** RFC 8445, 7.3.1.3 to 7.3.1.5: learn the candidate, check it at once, note the nomination. */
+  noteRequest(check: InboundCheck, now: Millis): CheckEffect[] {
+    if (this.#state.kind === "lost") return [];
+    let pair = this.#pairs.get(pairKey(check.from));
+    if (!pair) {
+      if (this.#countRemotes(true) >= MAX_REMOTE_REFLEXIVE) return [];
+      pair = createPair(reflexiveRemote(check));
+      this.#addPair(pair, now);
+    }
+    pair.received++;
+    if (check.useCandidate && this.#options.role === "controlled") pair.nomination = ++this.#nominations;
+    if (isValid(pair)) this.#chooseAsControlled(pair, now);
+    else if (now - pair.lastSentAt >= TRIGGERED_MIN_GAP) {
+      this.#revive(now);
+      this.#startChecks(pair, now);
+    }
+    return this.advance(now);
+  }
+
+  /** An authenticated success answer; `mapped` is its XOR-MAPPED-ADDRESS. Undefined when no check waits for it. */
+  noteResponse(
+    id: TransactionId,
+    from: Endpoint,
+    mapped: Endpoint | undefined,
+    now: Millis,
+  ): CheckEffect[] | undefined {
+    const check = this.#outstanding.get(id);
+    // RFC 8445, 7.2.5.2.1: an answer from elsewhere proves nothing about the pair.
+    if (!check || !sameEndpoint(check.pair.remote.endpoint, from)) return undefined;
+    this.#outstanding.delete(id);
+    if (this.#state.kind === "lost") return [];
+    const { pair } = check;
+    const sample = now - check.sentAt;
+    const before = isValid(pair) ? pair.state : undefined;
+    pair.answered++;
+    pair.state = {
+      kind: "valid",
+      local: this.#localOf(mapped, pair.remote),
+      rtt: before ? before.rtt + (sample - before.rtt) / 8 : sample,
+      answeredAt: now,
+    };
+    const valid = pair as ValidPair;
+    if (this.#state.kind === "selected" && this.#state.selection.pair === valid) {
+      this.#noteConsent(this.#state.selection, check, now);
+    } else {
+      this.#revive(now);
+      if (this.#options.role === "controlling") this.#chooseAsControlling(now);
+      else this.#chooseAsControlled(valid, now);
+    }
+    return this.advance(now);
+  }
+
+  /**
+   * Other evidence says that the selected path may be dead: three checks, SUSPECT_GAP apart, decide. The other pairs are
+   * checked too, so that one that works can take over. Without a selected pair, or under suspicion already, no effect.
+   */
+  suspect(now: Millis): CheckEffect[] {
+    if (this.#state.kind === "selected" && !this.#state.selection.suspect) {
+      this.#state.selection.suspect = { since: now, sent: 0 };
+      this.#state.selection.nextAt = now;
+      this.#probeAlternatives(this.#state.selection.pair, now);
+    }
+    return this.advance(now);
+  }
+
+  /** Sends and decides whatever is due. */
+  advance(now: Millis): CheckEffect[] {
+    switch (this.#state.kind) {
+      case "checking":
+        this.#retryChecks(now);
+        this.#startNewPairs(now);
+        if (this.#options.role === "controlling") this.#chooseAsControlling(now);
+        if (this.#state.kind === "checking" && now >= this.#failAt) this.#fail();
+        break;
+      case "selected":
+        this.#retryChecks(now);
+        this.#startNewPairs(now);
+        this.#keepSelected(this.#state.selection, now);
+        if (this.#state.kind === "selected") this.#settle(this.#state, now);
+        break;
+      case "failed":
+      case "lost":
+        break;
+      default:
+        unreachable(this.#state);
+    }
+    const effects = this.#effects;
+    this.#effects = [];
+    return effects;
+  }
+
+  /** When `advance` has something to do again; undefined when only an event can change anything. */
+  nextDeadline(): Millis | undefined {
+    if (this.#state.kind === "failed" || this.#state.kind === "lost") return undefined;
+    let next = Number.POSITIVE_INFINITY;
+    for (const pair of this.#pairs.values()) {
+      if (pair.state.kind === "in-progress") next = Math.min(next, pair.state.nextAt, pair.state.giveUpAt);
+      else if (pair.state.kind === "waiting" && this.#baseOf(pair.remote)) next = Math.min(next, this.#newPairAt());
+    }
+    if (this.#state.kind === "selected") {
+      next = Math.min(next, this.#selectionDeadline(this.#state.selection));
+      if (!this.#state.settled) next = Math.min(next, this.#settleAt(this.#state));
+    } else {
+      next = Math.min(next, this.#failAt);
+      if (this.#options.role === "controlling") next = Math.min(next, this.#acceptanceAt() ?? next);
+    }
+    return next;
+  }
+
+  pairs(): PairSnapshot[] {
+    return [...this.#pairs.values()].map((pair) => {
+      const selected = this.#state.kind === "selected" && this.#state.selection.pair === pair;
+      return {
+        local: isValid(pair) ? pair.state.local : this.#baseOf(pair.remote),
+        remote: pair.remote,
+        state: pair.state.kind,
+        rtt: isValid(pair) ? pair.state.rtt : undefined,
+        sent: pair.sent,
+        answered: pair.answered,
+        received: pair.received,
+        selected,
+        nominated: pair.nomination > 0 || (selected && this.#options.role === "controlling"),
+      };
+    });
+  }
+
+  // Pairs and first checks.
+
+  #addPair(pair: Pair, now: Millis): void {
+    this.#revive(now);
+    this.#pairs.set(pair.key, pair);
+    this.#failAt = now + CHECK_GIVE_UP;
+    if (this.#state.kind === "selected" && this.#state.settled) pair.state = { kind: "stopped" };
+  }
+
+  /** A failed agent starts again when something new turns up. */
+  #revive(now: Millis): void {
+    if (this.#state.kind !== "failed") return;
+    this.#state = { kind: "checking" };
+    this.#failAt = now + CHECK_GIVE_UP;
+  }
+
+  #startNewPairs(now: Millis): void {
+    const waiting = [...this.#pairs.values()]
+      .filter((pair) => pair.state.kind === "waiting" && this.#baseOf(pair.remote) !== undefined)
+      .sort(comparePriority);
+    for (const pair of waiting) {
+      if (now < this.#newPairAt()) return;
+      this.#paceAt = Math.max(this.#paceAt, now) + NEW_PAIR_PACING;
+      this.#startChecks(pair, now);
+    }
+  }
+
+  #newPairAt(): Millis {
+    return this.#paceAt - (NEW_PAIR_BURST - 1) * NEW_PAIR_PACING;
+  }
+
+  #startChecks(pair: Pair, now: Millis): void {
+    const giveUpAt = now + CHECK_GIVE_UP;
+    pair.state = { kind: "in-progress", attempt: 1, nextAt: now + CHECK_RETRY_FIRST, giveUpAt };
+    this.#failAt = Math.max(this.#failAt, giveUpAt);
+    this.#sendCheck(pair, false, now);
+  }
+
+  #retryChecks(now: Millis): void {
+    for (const pair of this.#pairs.values()) {
+      if (pair.state.kind !== "in-progress") continue;
+      const { attempt, nextAt, giveUpAt } = pair.state;
+      if (now >= giveUpAt) pair.state = { kind: "failed" };
+      else if (now >= nextAt) {
+        const delay = Math.min(CHECK_RETRY_FIRST * 2 ** attempt, CHECK_RETRY_CEILING);
+        pair.state = { kind: "in-progress", attempt: attempt + 1, nextAt: now + delay, giveUpAt };
+        this.#sendCheck(pair, false, now);
+      }
+    }
+  }
+
+  #sendCheck(pair: Pair, nominate: boolean, now: Millis): void {
+    for (const [id, check] of this.#outstanding) {
+      if (now - check.sentAt < CHECK_GIVE_UP) break;
+      this.#outstanding.delete(id);
+    }
+    const transactionId = this.#options.createTransactionId();
+    this.#outstanding.set(transactionId, { pair, sentAt: now, nominate });
+    pair.sent++;
+    pair.lastSentAt = now;
+    const local = this.#baseOf(pair.remote);
+    this.#effects.push({ kind: "check", transactionId, local, remote: pair.remote, nominate });
+  }
+
+  // Choosing.
+
+  #chooseAsControlling(now: Millis): void {
+    const best = this.#bestValid();
+    if (!best) return;
+    if (this.#state.kind === "checking") {
+      if (now >= (this.#acceptanceAt() ?? now)) this.#select(best, false, now);
+    } else if (this.#state.kind === "selected" && !this.#options.stock) {
+      const { pair: current } = this.#state.selection;
+      if (now - this.#state.firstAt > RENOMINATION_WINDOW) return;
+      const better = this.#validPairs().filter((pair) => pair !== current && isClearlyBetter(pair, current));
+      const choice = better.sort(compareValid)[0];
+      if (choice) this.#select(choice, false, now);
+    }
+  }
+
+  /** When the best valid pair may be nominated; undefined when there is none. */
+  #acceptanceAt(): Millis | undefined {
+    const best = this.#bestValid();
+    if (!best) return undefined;
+    const direct = directness(best);
+    if (direct === 0) return this.#startedAt + RELAY_ACCEPTANCE;
+    if (!this.#options.stock || direct === 3) return Number.NEGATIVE_INFINITY;
+    const closerPossible = [...this.#pairs.values()].some(
+      (pair) => pair.remote.type === "host" && (pair.state.kind === "in-progress" || pair.state.kind === "waiting"),
+    );
+    return closerPossible ? this.#startedAt + STOCK_NAT_ACCEPTANCE : Number.NEGATIVE_INFINITY;
+  }
+
+  #chooseAsControlled(pair: ValidPair, now: Millis): void {
+    if (this.#options.role !== "controlled") return;
+    const nominated = pair.nomination > 0;
+    if (this.#state.kind === "checking") {
+      if (nominated || !this.#options.stock) this.#select(pair, nominated, now);
+      return;
+    }
+    if (this.#state.kind !== "selected" || !nominated) return;
+    const { selection } = this.#state;
+    if (selection.pair === pair) selection.confirmed = true;
+    else if (selection.pair.nomination === 0 || this.#overrides(pair, selection.pair)) this.#select(pair, true, now);
+  }
+
+  /**
+   * A stock remote may put USE-CANDIDATE into every check, then priority decides (RFC 5245, 8.1.1.2); a Perch remote
+   * changes its mind on purpose, then the latest counts.
+   */
+  #overrides(pair: Pair, current: Pair): boolean {
+    return this.#options.stock ? comparePriority(pair, current) < 0 : pair.nomination > current.nomination;
+  }
+
+  #select(pair: ValidPair, confirmed: boolean, now: Millis): void {
+    const { firstAt, settled } = this.#state.kind === "selected" ? this.#state : { firstAt: now, settled: false };
+    const nextAt = Math.max(now, pair.state.answeredAt + CONSENT_INTERVAL);
+    const selection: Selection = { pair, since: now, confirmed, unanswered: 0, nextAt, suspect: undefined };
+    this.#state = { kind: "selected", firstAt, selection, settled };
+    const { local, rtt } = pair.state;
+    const nominated = confirmed || this.#options.role === "controlling";
+    if (this.#options.role === "controlling") this.#sendConsent(selection, now);
+    this.#effects.push({ kind: "selected", local, remote: pair.remote, rtt, nominated });
+  }
+
+  // Keeping the selected pair.
+
+  #sendConsent(selection: Selection, now: Millis): void {
+    const { pair, suspect } = selection;
+    const { role, stock } = this.#options;
+    // A stock remote is told once; for Perch every check repeats the choice, which repairs a lost or overtaken one.
+    this.#sendCheck(pair, role === "controlling" && !(stock && selection.confirmed), now);
+    selection.unanswered++;
+    if (suspect) {
+      suspect.sent++;
+      selection.nextAt = suspect.sent < SUSPECT_CHECKS ? now + SUSPECT_GAP : Number.POSITIVE_INFINITY;
+      return;
+    }
+    const first = Math.max(selection.confirmed ? CONSENT_RETRY_FIRST : CHECK_RETRY_FIRST, 2 * pair.state.rtt);
+    selection.nextAt = now + Math.min(first * 2 ** (selection.unanswered - 1), Math.max(CONSENT_RETRY_CEILING, first));
+    if (selection.unanswered === 3) this.#probeAlternatives(pair, now);
+  }
+
+  #noteConsent(selection: Selection, check: Outstanding, now: Millis): void {
+    if (check.nominate) selection.confirmed = true;
+    if (selection.suspect && check.sentAt >= selection.suspect.since) selection.suspect = undefined;
+    if (selection.suspect) return;
+    selection.unanswered = 0;
+    // Towards a stock remote the nomination itself has to be answered before the pace slows down.
+    if (selection.confirmed || this.#options.role === "controlled") selection.nextAt = now + CONSENT_INTERVAL;
+  }
+
+  #keepSelected(selection: Selection, now: Millis): void {
+    if (now >= this.#lostAt(selection)) this.#replaceOrLose(selection, now);
+    else if (now >= selection.nextAt) this.#sendConsent(selection, now);
+  }
+
+  #selectionDeadline(selection: Selection): Millis {
+    return Math.min(selection.nextAt, this.#lostAt(selection));
+  }
+
+  #lostAt(selection: Selection): Millis {
+    const { answeredAt, rtt } = selection.pair.state;
+    const consentEnds = Math.max(answeredAt, selection.since) + CONSENT_TIMEOUT;
+    if (!selection.suspect) return consentEnds;
+    const lastCheck = selection.suspect.since + (SUSPECT_CHECKS - 1) * SUSPECT_GAP;
+    return Math.min(consentEnds, lastCheck + Math.max(SUSPECT_GAP, 1.5 * rtt));
+  }
+
+  /** The selected pair is dead: take another one that answered since, or give the path up. */
+  #replaceOrLose(selection: Selection, now: Millis): void {
+    const since = selection.suspect?.since ?? selection.pair.state.answeredAt + 1;
+    const { pair: dead } = selection;
+    const alternative = this.#validPairs()
+      .filter((pair) => pair !== dead && pair.state.answeredAt >= since)
+      .sort(compareValid)[0];
+    (dead as Pair).state = { kind: "failed" };
+    if (alternative && !this.#options.stock) {
+      this.#select(alternative, false, now);
+      return;
+    }
+    const reason = selection.suspect ? "suspicion-confirmed" : "consent-expired";
+    this.#state = { kind: "lost" };
+    this.#outstanding.clear();
+    this.#effects.push({ kind: "lost", reason });
+  }
+
+  /** One check on every other pair; an answer makes it a replacement. A stock remote takes none. */
+  #probeAlternatives(selected: Pair, now: Millis): void {
+    if (this.#options.stock) return;
+    for (const pair of this.#pairs.values()) {
+      if (pair !== selected && pair.state.kind !== "waiting") this.#sendCheck(pair, false, now);
+    }
+  }
+
+  /** When a settled agent stops checking the pairs it did not take. */
+  #settleAt(state: Extract<ListState, { kind: "selected" }>): Millis {
+    if (!this.#options.stock) return state.firstAt + RENOMINATION_WINDOW;
+    return state.selection.confirmed ? state.firstAt : state.firstAt + CONSENT_TIMEOUT;
+  }
+
+  #settle(state: Extract<ListState, { kind: "selected" }>, now: Millis): void {
+    if (state.settled || now < this.#settleAt(state)) return;
+    this.#state = { ...state, settled: true };
+    for (const pair of this.#pairs.values()) {
+      if (pair.state.kind === "waiting" || pair.state.kind === "in-progress") pair.state = { kind: "stopped" };
+    }
+  }
+
+  #fail(): void {
+    this.#state = { kind: "failed" };
+    for (const pair of this.#pairs.values()) {
+      if (pair.state.kind === "in-progress") pair.state = { kind: "failed" };
+    }
+    const reason = this.#pairs.size === 0 ? "no-remote-candidate" : this.#bestValid() ? "no-nomination" : "no-answer";
+    this.#effects.push({ kind: "failed", reason });
+  }
+
+  // Looking up.
+
+  #validPairs(): ValidPair[] {
+    return [...this.#pairs.values()].filter(isValid);
+  }
+
+  #bestValid(): ValidPair | undefined {
+    return this.#validPairs().sort(compareValid)[0];
+  }
+
+  /** The local candidate that stands for the socket of the remote's family: its highest host candidate. */
+  #baseOf(remote: Candidate): Candidate | undefined {
+    return this.#locals.find(
+      (local) => local.type === "host" && isV6(local.endpoint.address) === isV6(remote.endpoint.address),
+    );
+  }
+
+  /** The local candidate a mapped address belongs to; an unknown one is peer-reflexive (RFC 8445, 7.2.5.3.1). */
+  #localOf(mapped: Endpoint | undefined, remote: Candidate): Candidate {
+    const known = mapped && this.#locals.find((local) => sameEndpoint(local.endpoint, mapped));
+    if (known) return known;
+    const base = this.#baseOf(remote);
+    const endpoint = mapped ?? base?.endpoint ?? remote.endpoint;
+    return {
+      foundation: candidateFoundation("prflx", endpoint.address),
+      component: 1,
+      transport: "udp",
+      priority: candidatePriority("prflx"),
+      endpoint,
+      type: "prflx",
+      ...(base && { related: base.endpoint }),
+    };
+  }
+
+  #countRemotes(reflexive: boolean): number {
+    let count = 0;
+    for (const pair of this.#pairs.values()) if ((pair.remote.type === "prflx") === reflexive) count++;
+    return count;
+  }
+}
+
+/** RFC 8445, 7.3.1.3. */
+function reflexiveRemote(check: InboundCheck): Candidate {
+  return {
+    foundation: candidateFoundation("prflx", check.from.address),
+    component: 1,
+    transport: "udp",
+    priority: check.priority,
+    endpoint: check.from,
+    type: "prflx",
+    ...(check.senderCid && { cid: check.senderCid }),
+  };
+}

@@ -1,0 +1,179 @@
+import { randomBytes } from "node:crypto";
+import { Emitter } from "#base/emitter.ts";
+import { type Endpoint, formatEndpoint, isV6, sameEndpoint } from "#base/ip.ts";
+import type { Clock, Millis, Timer } from "#base/time.ts";
+import type { SendDatagram } from "./ice-agent.ts";
+import { encodeStun, STUN_METHOD_BINDING, type StunMessage, type TransactionId } from "./stun-message.ts";
+
+export interface MappedAddressCacheDeps {
+  readonly clock: Clock;
+  readonly send: SendDatagram;
+  /** Cryptographic randomness; default node:crypto. */
+  readonly random?: (bytes: number) => Uint8Array;
+}
+
+export interface MappedAddressEvents {
+  /** A server answered for the first time, or with another address than before (a rebinding, another network). */
+  changed: { readonly server: Endpoint; readonly mapped: Endpoint; readonly previous: Endpoint | undefined };
+}
+
+/**
+ * How the NAT in front of the socket maps it, seen from answers of different servers. `endpoint-dependent`: every
+ * destination sees another address ("symmetric"), hole punching needs a peer that is easier to reach.
+ */
+export type MappingBehaviour = "unknown" | "endpoint-independent" | "endpoint-dependent";
+
+/** An answer is used without asking again for this long (signal-and-peer-connection.md, 3.2). */
+export const MAPPED_ADDRESS_LIFETIME: Millis = 25_000;
+/** Answers further apart than this say nothing about the NAT when they differ. */
+export const MAPPING_COMPARE_WINDOW: Millis = 60_000;
+/** When a query is sent, counted from its start; faster at first than RFC 8489, 6.2.1, because a wake waits for it. */
+export const QUERY_SCHEDULE: readonly Millis[] = [0, 100, 300, 700, 1500];
+/** When it is given up. */
+export const QUERY_TIMEOUT: Millis = 3_100;
+/** Most servers remembered; the one asked longest ago goes. */
+export const MAPPED_ADDRESS_SERVERS_MAX = 32;
+
+interface Query {
+  readonly server: Endpoint;
+  readonly transactionId: TransactionId;
+  readonly startedAt: Millis;
+  readonly answer: Promise<Endpoint | undefined>;
+  readonly settle: (mapped: Endpoint | undefined) => void;
+  sent: number;
+  timer: Timer | undefined;
+}
+
+interface Known {
+  readonly server: Endpoint;
+  readonly mapped: Endpoint;
+  readonly at: Millis;
+}
+
+/**
+ * What STUN servers see as the address of the shared socket, one answer per server for all peers. A timer exists only
+ * while a query is under way.
+ */
+export class MappedAddressCache {
+  readonly events = new Emitter<MappedAddressEvents>();
+  readonly #clock: Clock;
+  readonly #send: SendDatagram;
+  readonly #random: (bytes: number) => Uint8Array;
+  readonly #known = new Map<string, Known>();
+  readonly #byServer = new Map<string, Query>();
+  readonly #byTransaction = new Map<TransactionId, Query>();
+  #closed = false;
+
+  constructor(deps: MappedAddressCacheDeps) {
+    this.#clock = deps.clock;
+    this.#send = deps.send;
+    this.#random = deps.random ?? randomBytes;
+  }
+
+  /**
+   * The mapped address of the socket of the server's family; undefined when the server does not answer in 3.1 s or the
+   * cache is closed. An answer younger than 25 s is given at once, simultaneous callers share one query.
+   */
+  query(server: Endpoint): Promise<Endpoint | undefined> {
+    if (this.#closed) return Promise.resolve(undefined);
+    const known = this.#known.get(formatEndpoint(server));
+    if (known && this.#clock.now() - known.at < MAPPED_ADDRESS_LIFETIME) return Promise.resolve(known.mapped);
+    return this.refresh(server);
+  }
+
+  /** Asks the server even when an answer is known; joins a query under way. */
+  refresh(server: Endpoint): Promise<Endpoint | undefined> {
+    if (this.#closed) return Promise.resolve(undefined);
+    const key = formatEndpoint(server);
+    const pending = this.#byServer.get(key);
+    if (pending) return pending.answer;
+    const { promise: answer, resolve } = Promise.withResolvers<Endpoint | undefined>();
+    const query: Query = {
+      server,
+      transactionId: Buffer.from(this.#random(12)).toString("hex") as TransactionId,
+      startedAt: this.#clock.now(),
+      answer,
+      settle: resolve,
+      sent: 0,
+      timer: undefined,
+    };
+    this.#byServer.set(key, query);
+    this.#byTransaction.set(query.transactionId, query);
+    this.#transmit(query);
+    return answer;
+  }
+
+  /** The last answer however old, for a first guess while `query` asks again. */
+  lastKnown(server: Endpoint): Endpoint | undefined {
+    return this.#known.get(formatEndpoint(server))?.mapped;
+  }
+
+  /** A datagram the dispatcher could not give to an agent; true when it answered a query. */
+  receive(message: StunMessage, from: Endpoint): boolean {
+    const query = this.#byTransaction.get(message.transactionId);
+    if (!query || message.method !== STUN_METHOD_BINDING || !sameEndpoint(query.server, from)) return false;
+    const mapped = message.xorMappedAddress ?? message.mappedAddress;
+    if (message.class === "success" && mapped && mapped.port !== 0) {
+      this.#finish(query, mapped);
+      this.#note(query.server, mapped);
+    } else {
+      this.#finish(query, undefined);
+    }
+    return true;
+  }
+
+  /** From the answers of at least two servers (another port of the same address counts) within a minute. */
+  mappingBehaviour(family: 4 | 6 = 4): MappingBehaviour {
+    const answers = [...this.#known.values()].filter(({ server }) => isV6(server.address) === (family === 6));
+    const newest = Math.max(...answers.map(({ at }) => at));
+    const recent = answers.filter(({ at }) => newest - at <= MAPPING_COMPARE_WINDOW);
+    const [first, ...others] = recent;
+    if (!first || others.length === 0) return "unknown";
+    return others.every(({ mapped }) => sameEndpoint(mapped, first.mapped))
+      ? "endpoint-independent"
+      : "endpoint-dependent";
+  }
+
+  /** The network changed: what is known is wrong. Queries under way go on, their answers are from the new network. */
+  forget(): void {
+    this.#known.clear();
+  }
+
+  /** Ends all queries with undefined; idempotent. */
+  close(): void {
+    this.#closed = true;
+    for (const query of [...this.#byServer.values()]) this.#finish(query, undefined);
+    this.#known.clear();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #transmit(query: Query): void {
+    const next = QUERY_SCHEDULE[query.sent + 1] ?? QUERY_TIMEOUT;
+    query.sent++;
+    const delay = Math.max(0, query.startedAt + next - this.#clock.now());
+    query.timer = this.#clock.after(delay, () => {
+      if (query.sent >= QUERY_SCHEDULE.length) this.#finish(query, undefined);
+      else this.#transmit(query);
+    });
+    this.#send(encodeStun({ class: "request", transactionId: query.transactionId }), query.server);
+  }
+
+  #finish(query: Query, mapped: Endpoint | undefined): void {
+    query.timer?.cancel();
+    this.#byTransaction.delete(query.transactionId);
+    this.#byServer.delete(formatEndpoint(query.server));
+    query.settle(mapped);
+  }
+
+  #note(server: Endpoint, mapped: Endpoint): void {
+    const key = formatEndpoint(server);
+    const previous = this.#known.get(key)?.mapped;
+    this.#known.delete(key);
+    this.#known.set(key, { server, mapped, at: this.#clock.now() });
+    if (this.#known.size > MAPPED_ADDRESS_SERVERS_MAX) this.#known.delete(this.#known.keys().next().value!);
+    if (!sameEndpoint(previous, mapped)) this.events.emit("changed", { server, mapped, previous });
+  }
+}
