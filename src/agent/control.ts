@@ -9,6 +9,8 @@ import type { Millis } from "#base/time.ts";
 export interface AgentControl {
   /** Registers if necessary, brings the interface up and returns when the first network map is applied. */
   up(settings: AgentSettings, signal: AbortSignal): Promise<void>;
+  /** Registers if necessary and stores the identity; brings nothing up. Only while the agent is down. */
+  login(settings: AgentSettings, signal: AbortSignal): Promise<void>;
   /** Takes the interface down; the registration stays. Idempotent. */
   down(): Promise<void>;
   /** Asks management to forget this peer, then `down`, then deletes the stored identity's registration. */
@@ -21,7 +23,7 @@ export interface AgentControl {
   sleepPeer(key: PublicKey): void;
   /** A pinned peer stays connected; stored in the state directory. */
   pinPeer(key: PublicKey, pinned: boolean): void;
-  /** Switches lazy connections live and stores the setting; undefined removes it. */
+  /** Switches lazy connections live, source `setting`; undefined leaves it to the network. The daemon stores the setting. */
   setLazy(value: boolean | undefined): void;
 }
 

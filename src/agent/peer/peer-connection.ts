@@ -1,14 +1,21 @@
-import type { MessageInitShape } from "@bufbuild/protobuf";
+import { create } from "@bufbuild/protobuf";
 import { unreachable } from "#base/errors.ts";
 import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
 import type { PresharedKey, PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
-import { type Body, Body_Type, type BodySchema } from "#gen/signal_pb.ts";
+import { type Body, Body_Type, PerchExtensionSchema } from "#gen/signal_pb.ts";
 import { type Candidate, formatCandidate, parseCandidate } from "#ice/candidate.ts";
+import {
+  createCandidateBody,
+  createGoIdleBody,
+  createOfferBody,
+  type IceCredentials,
+  parseOfferBody,
+  type RelayAddress,
+} from "#signal/protocol/offer.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
 import type { PeerPath, PeerState, TimelineEntry } from "../control.ts";
-import { createOfferBody, type OfferFacts, parseOfferBody } from "./offer.ts";
 import {
   createPeerState,
   type DirectPath,
@@ -24,7 +31,7 @@ import { Timeline } from "./timeline.ts";
 
 /** What an awake peer needs of the ICE side; made by `DirectPaths`. */
 export interface IceSession {
-  check(credentials: { readonly ufrag: string; readonly pwd: string }): void;
+  check(credentials: IceCredentials, stock: boolean): void;
   addRemoteCandidate(candidate: Candidate): void;
   /** The direct way may be dead: probe now. */
   suspect(): void;
@@ -43,20 +50,15 @@ export interface PeerDeps {
   readonly clock: Clock;
   readonly log: Logger;
   readonly device: Pick<WireGuardDevice, "setPeer" | "setPath" | "initiate">;
-  readonly signal: {
-    send(
-      to: PublicKey,
-      body: MessageInitShape<typeof BodySchema>,
-    ): Promise<{ readonly delivered: boolean | undefined }>;
-  };
+  readonly signal: { send(to: PublicKey, body: Body): Promise<{ readonly delivered: boolean | undefined }> };
   readonly relay: {
     /** Packets for this peer go through that relay from now on (the home relay when undefined). */
-    useServer(peer: PublicKey, server: string | undefined, address: IpAddress | undefined): void;
+    useServer(peer: PublicKey, relay: RelayAddress | undefined): void;
     /** Something can be sent to the peer over a relay now. */
     isUp(peer: PublicKey): boolean;
     /** The relay the peer's packets take, for status. */
     serverOf(peer: PublicKey): string;
-    readonly home: { readonly server: string; readonly address: IpAddress | undefined } | undefined;
+    readonly home: RelayAddress | undefined;
     readonly rtt: Millis | undefined;
   };
   readonly ice: {
@@ -192,8 +194,9 @@ export class PeerConnection {
     switch (body.type) {
       case Body_Type.OFFER:
       case Body_Type.ANSWER: {
-        const remote = parseOfferBody(body);
-        if (!remote) return;
+        const offer = parseOfferBody(body);
+        if (!offer) return;
+        const remote = { ...offer, perch: body.perch !== undefined };
         this.post({ kind: body.type === Body_Type.OFFER ? "offer" : "answer", remote });
         for (const text of body.perch?.candidates ?? []) this.#addRemoteCandidate(text);
         return;
@@ -248,18 +251,18 @@ export class PeerConnection {
         device.initiate(this.key, effect.paths);
         return;
       case "send-offer":
-        return this.#sendHalf(Body_Type.OFFER);
+        return this.#sendHalf("offer");
       case "send-answer":
         return this.#answer();
       case "send-go-idle":
-        return this.#send({ type: Body_Type.GO_IDLE });
+        return this.#send(createGoIdleBody());
       case "use-relay-server":
         // Both sides use the relay of the controller (relay document, section 7.5).
-        return this.#controlling ? undefined : relay.useServer(this.key, effect.server, effect.address);
+        return this.#controlling ? undefined : relay.useServer(this.key, effect.relay);
       case "open-ice":
         return this.#openIce(effect.ice);
       case "check-ice":
-        return this.#ice?.check(effect.credentials);
+        return this.#ice?.check(effect.credentials, effect.stock);
       case "close-ice":
         this.#ice?.close();
         this.#ice = undefined;
@@ -323,20 +326,25 @@ export class PeerConnection {
       return;
     }
     this.#answeredAt = clock.now();
-    this.#sendHalf(Body_Type.ANSWER);
+    this.#sendHalf("answer");
   }
 
-  #sendHalf(type: Body_Type.OFFER | Body_Type.ANSWER): void {
+  #sendHalf(type: "offer" | "answer"): void {
     const state = this.#state;
     if (state.kind !== "awake") return;
     const { relay, version, wireguardPort } = this.#deps;
     // A remote that is known to have no ICE is told the same of us (signal document, section 2.6).
     const ice = state.ice > 0 && !(state.remote !== undefined && state.remote.credentials === undefined);
-    const facts: OfferFacts = { wireguardPort, version, relay: relay.home, ice, candidates: this.#candidates };
-    const session = state.local;
+    const body = createOfferBody(type, {
+      listenPort: wireguardPort,
+      version,
+      ...(relay.home && { relay: relay.home }),
+      ...(ice && { credentials: state.local.credentials, sessionId: state.local.id }),
+    });
     const candidates = this.#candidates;
-    this.#timeline.note(type === Body_Type.OFFER ? "offer-sent" : "answer-sent", relay.home?.server ?? "no relay");
-    const sent = this.#deps.signal.send(this.key, createOfferBody(type, session, facts));
+    body.perch = create(PerchExtensionSchema, { candidates: ice ? candidates : [] });
+    this.#timeline.note(`${type}-sent`, relay.home?.instanceUrl ?? "no relay");
+    const sent = this.#deps.signal.send(this.key, body);
     this.#told = this.#candidates.length;
     // A stock agent has no ICE agent to put candidates into before it read OFFER or ANSWER: only then send them (W2).
     sent.then(
@@ -350,11 +358,11 @@ export class PeerConnection {
 
   /** Sends candidates as messages of their own. */
   #tellCandidates(from: number): void {
-    for (const payload of this.#candidates.slice(from)) this.#send({ type: Body_Type.CANDIDATE, payload });
+    for (const payload of this.#candidates.slice(from)) this.#send(createCandidateBody(payload));
     this.#told = this.#candidates.length;
   }
 
-  #send(body: MessageInitShape<typeof BodySchema>): void {
+  #send(body: Body): void {
     this.#deps.signal.send(this.key, body).catch((error: unknown) => {
       this.#deps.log.debug("signal message not sent", { peer: this.info.fqdn, err: error });
     });

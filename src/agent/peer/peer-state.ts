@@ -1,6 +1,7 @@
 import { unreachable } from "#base/errors.ts";
-import type { Endpoint, IpAddress } from "#base/ip.ts";
+import type { Endpoint } from "#base/ip.ts";
 import type { Millis } from "#base/time.ts";
+import type { IceCredentials, Offer, RelayAddress, SessionId } from "#signal/protocol/offer.ts";
 import type { DevicePath, PacketSource } from "#wireguard/device.ts";
 
 /**
@@ -61,17 +62,14 @@ interface Deadlines {
 
 /** Our half of a negotiation: one life of credentials (signal document, sections 2.2 and 2.4). */
 export interface LocalSession {
-  readonly id: Uint8Array;
-  readonly ufrag: string;
-  readonly pwd: string;
+  readonly id: SessionId;
+  readonly credentials: IceCredentials;
 }
 
 /** The remote's half, from its OFFER or ANSWER. Without credentials the remote is relay-only. */
-export interface RemoteSession {
-  readonly id: Uint8Array | undefined;
-  readonly credentials: { readonly ufrag: string; readonly pwd: string } | undefined;
-  readonly relayServer: string | undefined;
-  readonly relayAddress: IpAddress | undefined;
+export interface RemoteSession extends Offer {
+  /** A Perch agent says so in the message. */
+  readonly perch: boolean;
 }
 
 /** A direct way: found by ICE, or (`kind: "learned"`) proven by an authenticated packet before ICE was done. */
@@ -121,11 +119,11 @@ export type PeerEffect =
   | { readonly kind: "send-offer" }
   | { readonly kind: "send-answer" }
   | { readonly kind: "send-go-idle" }
-  | { readonly kind: "use-relay-server"; readonly server: string | undefined; readonly address: IpAddress | undefined }
+  | { readonly kind: "use-relay-server"; readonly relay: RelayAddress | undefined }
   /** A new ICE agent with the state's `local` half replaces the one before; it answers checks from the start. */
   | { readonly kind: "open-ice"; readonly ice: number }
   /** The remote's half for the open agent. */
-  | { readonly kind: "check-ice"; readonly credentials: { readonly ufrag: string; readonly pwd: string } }
+  | { readonly kind: "check-ice"; readonly credentials: IceCredentials; readonly stock: boolean }
   | { readonly kind: "close-ice" }
   | { readonly kind: "suspect-ice" }
   | { readonly kind: "note"; readonly event: string; readonly detail: string };
@@ -316,31 +314,31 @@ function offer(state: AwakeState, context: PeerContext): Step {
 function negotiate(state: AwakeState, remote: RemoteSession, context: PeerContext): Step {
   const known = state.remote;
   const effects: PeerEffect[] = [];
-  if (known === undefined || known.relayServer !== remote.relayServer) {
-    effects.push({ kind: "use-relay-server", server: remote.relayServer, address: remote.relayAddress });
+  if (known === undefined || known.relay?.instanceUrl !== remote.relay?.instanceUrl) {
+    effects.push({ kind: "use-relay-server", relay: remote.relay });
   }
   const next: AwakeState = { ...state, remote, deadlines: { ...state.deadlines, offer: undefined } };
   if (!remote.credentials || state.ice === 0) return { state: next, effects };
+  const check: PeerEffect = { kind: "check-ice", credentials: remote.credentials, stock: !remote.perch };
   if (!state.iceChecking) {
-    effects.push({ kind: "check-ice", credentials: remote.credentials });
+    effects.push(check);
     return { state: { ...next, iceChecking: true }, effects };
   }
   if (known !== undefined && sameSession(known, remote)) return { state: next, effects };
   // Following a restart of the remote keeps our own half: the remote's new agent was or will be built for exactly it (W22).
   const ice = state.ice + 1;
-  effects.push({ kind: "open-ice", ice }, { kind: "check-ice", credentials: remote.credentials });
+  effects.push({ kind: "open-ice", ice }, check);
   const followed: AwakeState = { ...next, ice, iceChecking: true };
   // The remote gave the direct path of the old life up; where a relay carries, nothing has to wait for the new one.
   if (!state.relay || state.direct === undefined) return { state: followed, effects };
   return chain({ state: { ...followed, direct: undefined }, effects }, (awake) => afterPathLoss(awake, context));
 }
 
-function sameSession(a: RemoteSession, b: RemoteSession): boolean {
-  if (a.id === undefined || b.id === undefined) {
-    // Agents before 0.55 send no id: one life until failure (signal document, section 9).
-    return a.credentials?.ufrag === b.credentials?.ufrag || b.id === undefined;
-  }
-  return Buffer.compare(a.id, b.id) === 0;
+/** Agents before 0.55 send no id: one life until failure (signal document, section 9). */
+function sameSession(known: RemoteSession, remote: RemoteSession): boolean {
+  if (remote.sessionId === undefined) return true;
+  if (known.sessionId === undefined) return known.credentials?.ufrag === remote.credentials?.ufrag;
+  return known.sessionId === remote.sessionId;
 }
 
 function useDirect(state: AwakeState, direct: DirectPath, context: PeerContext): Step {

@@ -1,0 +1,327 @@
+import { setImmediate as nextTurn } from "node:timers/promises";
+import { create } from "@bufbuild/protobuf";
+import { Code, ConnectError, type HandlerContext, type ServiceImpl } from "@connectrpc/connect";
+import { messageOf, PerchError } from "#base/errors.ts";
+import { parseIp } from "#base/ip.ts";
+import { PublicKey } from "#base/keys.ts";
+import type { Logger } from "#base/log.ts";
+import {
+  type Daemon,
+  DeregisterResponseSchema,
+  DownResponseSchema,
+  ErrorDetailSchema,
+  type Peer,
+  PeerState as PeerStateWire,
+  SetLazyResponseSchema,
+  SetLogLevelResponseSchema,
+  type SettingValues as SettingValuesWire,
+  type StatusHead,
+  type StatusPart,
+  StatusPartSchema,
+  type StatusRequest,
+  type UpEvent,
+  UpEventSchema,
+  type UpRequest,
+} from "#gen/daemon_pb.ts";
+import type { AgentControl, AgentStatus, PeerState, PeerStatus } from "../control.ts";
+import type { AgentLifecycle, UpOrder } from "./agent-lifecycle.ts";
+import { DaemonError } from "./daemon-error.ts";
+import { type DaemonLog, parseLogLevel } from "./daemon-log.ts";
+import { findPeer, matchesFilter, type PeerFilter } from "./peer-filter.ts";
+import type { SettingValues } from "./settings.ts";
+import type { StatusFeed } from "./status-feed.ts";
+import { encodeHead, encodePeer } from "./status-message.ts";
+
+/** Peers per part of a status stream; encoding one part must not hold up the event loop. */
+export const PEERS_PER_PART = 256;
+
+export interface DaemonServiceDeps {
+  readonly agent: AgentControl;
+  readonly lifecycle: AgentLifecycle;
+  readonly feed: StatusFeed;
+  readonly log: DaemonLog;
+  readonly version: string;
+  /** Wall clock ms. */
+  readonly startedAt: number;
+  readonly wall: () => number;
+  /** Aborts when the daemon ends: streams end with it. */
+  readonly closing: AbortSignal;
+}
+
+const STATES: Readonly<Record<number, PeerState>> = {
+  [PeerStateWire.IDLE]: "idle",
+  [PeerStateWire.CONNECTING]: "connecting",
+  [PeerStateWire.CONNECTED]: "connected",
+};
+
+/** The daemon's API over one agent. Every failure is a ConnectError with ErrorDetail. */
+export function createDaemonService(deps: DaemonServiceDeps): ServiceImpl<typeof Daemon> {
+  const { agent, lifecycle, feed, log } = deps;
+
+  const head = (status: AgentStatus): StatusHead =>
+    encodeHead(
+      status,
+      {
+        version: deps.version,
+        pid: process.pid,
+        startedAt: deps.startedAt,
+        settings: lifecycle.settings,
+        logLevel: log.level,
+        failure: lifecycle.failure,
+      },
+      deps.wall(),
+    );
+
+  const actOnPeer = (wanted: string, act: (key: PublicKey) => void): Peer => {
+    const status = agent.status();
+    if (status.state !== "up") throw new DaemonError("agent-down", "the agent is not up; start it with: perch up");
+    const { key } = findPeer(status.peers, wanted);
+    act(key);
+    return encodePeer(findPeer(agent.status().peers, key), false);
+  };
+
+  return {
+    up: (request, context) =>
+      withErrors(
+        log.logger,
+        runOrder(
+          request,
+          context,
+          (...order) => lifecycle.up(...order),
+          () => head(agent.status()),
+        ),
+      ),
+    login: (request, context) =>
+      withErrors(
+        log.logger,
+        runOrder(
+          request,
+          context,
+          (...order) => lifecycle.login(...order),
+          () => head(agent.status()),
+        ),
+      ),
+    down: () => guard(log.logger, async () => create(DownResponseSchema, { already: await lifecycle.down() })),
+    deregister: () =>
+      guard(log.logger, async () => {
+        await lifecycle.deregister();
+        return create(DeregisterResponseSchema);
+      }),
+
+    getStatus: (request) =>
+      withErrors(
+        log.logger,
+        (async function* () {
+          const filter = parseFilter(request);
+          const status = agent.status();
+          const peers = request.withPeers ? status.peers.filter((peer) => matchesFilter(peer, filter)) : [];
+          yield* inParts(peers, [], request.withTimeline, {
+            epoch: feed.epoch,
+            revision: 0n,
+            reset: true,
+            head: head(status),
+          });
+        })(),
+      ),
+
+    watchStatus: (request, context) =>
+      withErrors(
+        log.logger,
+        (async function* () {
+          const filter = parseFilter(request.filter);
+          const signal = AbortSignal.any([context.signal, deps.closing]);
+          const leave = feed.watch();
+          try {
+            let { epoch, revision } = request;
+            do {
+              const change = feed.since(epoch, revision);
+              const shown: PeerStatus[] = [];
+              const removed: PublicKey[] = [...change.removed];
+              for (const peer of change.peers) {
+                if (matchesFilter(peer, filter)) shown.push(peer);
+                else if (!change.reset) removed.push(peer.key);
+              }
+              const first = {
+                epoch: feed.epoch,
+                revision: change.revision,
+                reset: change.reset,
+                head: head(change.status),
+              };
+              yield* inParts(
+                request.filter?.withPeers ? shown : [],
+                removed,
+                request.filter?.withTimeline ?? false,
+                first,
+              );
+              ({ epoch, revision } = first);
+            } while (await feed.changed(signal));
+          } finally {
+            leave();
+          }
+        })(),
+      ),
+
+    explainPeer: (request) =>
+      guard(log.logger, async () => encodePeer(findPeer(agent.status().peers, request.peer), true)),
+    wakePeer: (request) => guard(log.logger, async () => actOnPeer(request.peer, (key) => agent.wakePeer(key))),
+    sleepPeer: (request) => guard(log.logger, async () => actOnPeer(request.peer, (key) => agent.sleepPeer(key))),
+    pinPeer: (request) =>
+      guard(log.logger, async () => actOnPeer(request.peer, (key) => agent.pinPeer(key, request.pinned))),
+
+    setLazy: (request) =>
+      guard(log.logger, async () => {
+        const lazy = lifecycle.setLazy(request.enabled);
+        feed.noteChange();
+        const { thresholdMs } = agent.status().lazy;
+        return create(SetLazyResponseSchema, { lazy: { ...lazy, thresholdMs } });
+      }),
+    setLogLevel: (request) =>
+      guard(log.logger, async () => {
+        const level = parseLogLevel(request.level, "log level");
+        const before = log.level;
+        log.level = level;
+        log.logger.info("log level changed", { before, level });
+        feed.noteChange();
+        return create(SetLogLevelResponseSchema, { before });
+      }),
+  };
+}
+
+type Order = (order: UpOrder, signal: AbortSignal, progress: (line: string) => void) => Promise<boolean>;
+
+/** Turns a call that reports progress into the stream of its lines and its result. */
+async function* runOrder(
+  request: UpRequest,
+  context: HandlerContext,
+  order: Order,
+  head: () => StatusHead,
+): AsyncGenerator<UpEvent> {
+  const lines: string[] = [];
+  let wake = Promise.withResolvers<void>();
+  let ended = false;
+  const values: UpOrder = {
+    flags: parseValues(request.flags),
+    environment: parseValues(request.environment),
+    ...(request.setupKey === "" ? {} : { setupKey: request.setupKey }),
+  };
+  const running = order(values, context.signal, (line) => {
+    lines.push(line);
+    wake.resolve();
+  }).finally(() => {
+    ended = true;
+    wake.resolve();
+  });
+  // Awaited below; a rejection before that moment is not an unhandled one.
+  running.catch(() => {});
+  while (!ended || lines.length > 0) {
+    const line = lines.shift();
+    if (line !== undefined) yield create(UpEventSchema, { event: { case: "progress", value: line } });
+    else {
+      await wake.promise;
+      wake = Promise.withResolvers<void>();
+    }
+  }
+  const already = await running;
+  yield create(UpEventSchema, { event: { case: "result", value: { already, head: head() } } });
+}
+
+/** Yields the peers in parts, letting the event loop turn between two. */
+async function* inParts(
+  peers: readonly PeerStatus[],
+  removed: readonly PublicKey[],
+  withTimeline: boolean,
+  first: Pick<StatusPart, "epoch" | "revision" | "reset"> & { readonly head: StatusHead },
+): AsyncGenerator<StatusPart> {
+  let sent = 0;
+  do {
+    const slice = peers.slice(sent, sent + PEERS_PER_PART);
+    const begins = sent === 0;
+    sent += slice.length;
+    yield create(StatusPartSchema, {
+      epoch: first.epoch,
+      revision: first.revision,
+      reset: begins && first.reset,
+      ...(begins ? { head: first.head, removed: removed.map((key) => PublicKey.toBytes(key)) } : {}),
+      peers: slice.map((peer) => encodePeer(peer, withTimeline)),
+      more: sent < peers.length,
+    });
+    if (sent < peers.length) await nextTurn();
+  } while (sent < peers.length);
+}
+
+/** Throws DaemonError `value-invalid`. */
+function parseFilter(request: StatusRequest | undefined): PeerFilter {
+  const states = (request?.states ?? []).map((state) => {
+    const known = STATES[state];
+    if (!known) throw new DaemonError("value-invalid", `unknown peer state ${state}`);
+    return known;
+  });
+  const addresses = (request?.addresses ?? []).map((address) => {
+    try {
+      return parseIp(address);
+    } catch (cause) {
+      throw new DaemonError("value-invalid", messageOf(cause), { cause });
+    }
+  });
+  return {
+    states: new Set(states),
+    names: (request?.names ?? []).map((name) => name.toLowerCase()),
+    addresses: new Set(addresses),
+  };
+}
+
+/** Limits are checked by the lifecycle, which knows how each value was given. */
+function parseValues(values: SettingValuesWire | undefined): SettingValues {
+  if (!values) return {};
+  return {
+    managementUrl: values.managementUrl,
+    hostname: values.hostname,
+    interfaceName: values.interfaceName,
+    wireguardPort: values.wireguardPort,
+    mtu: values.mtu,
+    device: values.device as SettingValues["device"],
+    presharedKey: values.presharedKey,
+    lazy: values.lazy,
+    inactivityThreshold: values.inactivityThresholdMs,
+    forceRelay: values.forceRelay,
+  };
+}
+
+/** Which status a code has for clients that do not read ErrorDetail; the rest is `unknown`. */
+const STATUS_OF: Readonly<Record<string, Code>> = {
+  "value-invalid": Code.InvalidArgument,
+  "setting-missing": Code.FailedPrecondition,
+  "needs-login": Code.Unauthenticated,
+  "peer-unknown": Code.NotFound,
+  "peer-ambiguous": Code.FailedPrecondition,
+  "agent-down": Code.FailedPrecondition,
+  superseded: Code.Aborted,
+};
+
+function toConnectError(log: Logger, error: unknown): ConnectError {
+  if (error instanceof ConnectError) return error;
+  if (error instanceof PerchError) {
+    const status = STATUS_OF[error.code] ?? (error.retryable ? Code.Unavailable : Code.Unknown);
+    const detail = { desc: ErrorDetailSchema, value: { code: error.code, retryable: error.retryable } };
+    return new ConnectError(error.message, status, undefined, [detail]);
+  }
+  log.error("a call failed in an unexpected way", { err: error instanceof Error ? error.stack : String(error) });
+  const detail = { desc: ErrorDetailSchema, value: { code: "internal", retryable: false } };
+  return new ConnectError(messageOf(error), Code.Internal, undefined, [detail]);
+}
+
+async function guard<Result>(log: Logger, call: () => Promise<Result>): Promise<Result> {
+  try {
+    return await call();
+  } catch (error) {
+    throw toConnectError(log, error);
+  }
+}
+
+async function* withErrors<Item>(log: Logger, items: AsyncIterable<Item>): AsyncGenerator<Item> {
+  try {
+    yield* items;
+  } catch (error) {
+    throw toConnectError(log, error);
+  }
+}

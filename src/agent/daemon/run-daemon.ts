@@ -1,0 +1,89 @@
+import { join } from "node:path";
+import type { Logger } from "#base/log.ts";
+import type { Clock } from "#base/time.ts";
+import type { AgentControl } from "../control.ts";
+import { AgentLifecycle } from "./agent-lifecycle.ts";
+import type { DaemonLog } from "./daemon-log.ts";
+import { serveDaemon } from "./daemon-server.ts";
+import { settingsFromEnvironment } from "./settings.ts";
+import { SettingsStore } from "./settings-store.ts";
+import { takeLock } from "./state-lock.ts";
+import { StatusFeed } from "./status-feed.ts";
+
+/** Makes the agent; its keys and pins live in `stateDir`. */
+export type CreateAgent = (deps: {
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly stateDir: string;
+}) => AgentControl & AsyncDisposable;
+
+export interface DaemonDeps {
+  readonly createAgent: CreateAgent;
+  readonly clock: Clock;
+  readonly log: DaemonLog;
+  readonly environment: NodeJS.ProcessEnv;
+}
+
+export interface DaemonOptions {
+  readonly socketPath: string;
+  readonly stateDir: string;
+  readonly version: string;
+  /** Come up again when the agent was up before; default true. */
+  readonly resume?: boolean;
+}
+
+/** A daemon that serves. */
+export interface RunningDaemon extends AsyncDisposable {
+  readonly socketPath: string;
+  readonly lifecycle: AgentLifecycle;
+  readonly agent: AgentControl;
+  /** Ends streams, takes the agent down, removes socket and locks; what was up comes up again at the next start. Idempotent. */
+  close(): Promise<void>;
+}
+
+/**
+ * Starts a daemon, leaves first: lock of the state directory, settings, agent, socket; then comes up again if it was up.
+ * Throws DaemonError; nothing is left behind then.
+ */
+export async function startDaemon(deps: DaemonDeps, options: DaemonOptions): Promise<RunningDaemon> {
+  const { clock, log } = deps;
+  const { socketPath, stateDir } = options;
+  await using undo = new AsyncDisposableStack();
+  const store = new SettingsStore(stateDir, log.logger);
+  undo.use(
+    takeLock(
+      join(stateDir, "daemon.lock"),
+      (pid) => `a daemon (pid ${pid}) already uses the state directory ${stateDir}; choose another --state-dir`,
+    ),
+  );
+  const environment = settingsFromEnvironment(deps.environment, (error) =>
+    log.logger.warn("a variable is ignored", { err: error.message }),
+  );
+  const agent = undo.use(deps.createAgent({ clock, log: log.logger, stateDir }));
+  const lifecycle = new AgentLifecycle({ agent, store, clock, log: log.logger, environment });
+  undo.defer(() => lifecycle.close());
+  const closing = new AbortController();
+  const feed = new StatusFeed(agent);
+  undo.use(
+    await serveDaemon(
+      {
+        agent,
+        lifecycle,
+        feed,
+        log,
+        version: options.version,
+        startedAt: clock.wall(),
+        wall: () => clock.wall(),
+        closing: closing.signal,
+      },
+      socketPath,
+    ),
+  );
+  undo.defer(() => closing.abort());
+  log.logger.info("daemon ready", { socket: socketPath, stateDir, pid: process.pid, version: options.version });
+  if (options.resume ?? true) lifecycle.resume();
+  const owned = undo.move();
+  let closed: Promise<void> | undefined;
+  const close = (): Promise<void> => (closed ??= owned.disposeAsync());
+  return { socketPath, lifecycle, agent, close, [Symbol.asyncDispose]: close };
+}

@@ -1,0 +1,164 @@
+import {
+  closeSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  unlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { dirname, join } from "node:path";
+import { z } from "zod";
+import type { Logger } from "#base/log.ts";
+import { DaemonError } from "./daemon-error.ts";
+import { checkSettings, SETTING_NAMES, type SettingName, type SettingValues } from "./settings.ts";
+
+/** File in the state directory. */
+export const SETTINGS_FILE = "settings.json";
+
+/**
+ * What the daemon remembers. Unknown keys belong to a newer or older Perch and are written back as they were read; a known
+ * key with a wrong value is reported and ignored.
+ */
+const StoredSchema = z.looseObject({
+  version: z.number().default(1),
+  /** The agent was up when the daemon ended, and comes up again when it starts. */
+  wantUp: z.boolean().catch(false),
+  settings: z.looseObject({}).catch({}),
+});
+type Stored = z.infer<typeof StoredSchema>;
+
+const VALUE_SCHEMAS: { readonly [Name in SettingName]: z.ZodType } = {
+  managementUrl: z.string(),
+  hostname: z.string(),
+  interfaceName: z.string(),
+  wireguardPort: z.number(),
+  mtu: z.number(),
+  device: z.string(),
+  presharedKey: z.string(),
+  lazy: z.boolean(),
+  inactivityThreshold: z.number(),
+  forceRelay: z.boolean(),
+};
+
+/**
+ * The settings file (0600). Each change is written to a new file, synced and renamed over the old one, so that a crash or a
+ * full disk leaves the old or the new content, never half of one.
+ */
+export class SettingsStore {
+  readonly path: string;
+  readonly #log: Logger;
+  #stored: Stored;
+
+  /** Reads `settings.json` of the directory, making the directory (0700) where it is missing. Throws DaemonError `daemon-path`. */
+  constructor(stateDir: string, log: Logger) {
+    this.path = join(stateDir, SETTINGS_FILE);
+    this.#log = log;
+    try {
+      mkdirSync(stateDir, { recursive: true, mode: 0o700 });
+      this.#stored = this.#read();
+    } catch (cause) {
+      throw new DaemonError("daemon-path", `cannot read ${this.path}: ${(cause as Error).message}`, { cause });
+    }
+  }
+
+  get wantUp(): boolean {
+    return this.#stored.wantUp;
+  }
+
+  /** Stored values within their limits. */
+  get values(): SettingValues {
+    const values: Record<string, unknown> = {};
+    for (const name of SETTING_NAMES) {
+      const raw = this.#stored.settings[name];
+      if (raw === undefined) continue;
+      const parsed = VALUE_SCHEMAS[name].safeParse(raw);
+      try {
+        if (!parsed.success) throw new DaemonError("value-invalid", `${name} has the wrong type`);
+        Object.assign(values, checkSettings({ [name]: parsed.data } as SettingValues, ""));
+      } catch (error) {
+        this.#log.warn("a stored setting is ignored", { path: this.path, name, err: (error as Error).message });
+      }
+    }
+    return values as SettingValues;
+  }
+
+  /** Keeps what `values` gives on top of what is stored; an empty text removes. Throws DaemonError `daemon-path`. */
+  merge(values: SettingValues): void {
+    const settings: Record<string, unknown> = { ...this.#stored.settings };
+    for (const name of SETTING_NAMES) {
+      const value = values[name];
+      if (value === "") delete settings[name];
+      else if (value !== undefined) settings[name] = value;
+    }
+    this.#write({ ...this.#stored, settings });
+  }
+
+  remove(name: SettingName): void {
+    const settings: Record<string, unknown> = { ...this.#stored.settings };
+    delete settings[name];
+    this.#write({ ...this.#stored, settings });
+  }
+
+  setWantUp(wantUp: boolean): void {
+    if (wantUp !== this.#stored.wantUp) this.#write({ ...this.#stored, wantUp });
+  }
+
+  #read(): Stored {
+    let text: string;
+    try {
+      text = readFileSync(this.path, "utf8");
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === "ENOENT")
+        return StoredSchema.parse({ wantUp: false, settings: {} });
+      throw error;
+    }
+    try {
+      return StoredSchema.parse(JSON.parse(text));
+    } catch (error) {
+      // Written by hand or by a failing disk: kept for the owner to look at, and no reason to keep the machine offline.
+      const aside = `${this.path}.unreadable`;
+      renameSync(this.path, aside);
+      this.#log.error("the settings file is unreadable and was set aside", {
+        path: this.path,
+        aside,
+        err: (error as Error).message,
+      });
+      return StoredSchema.parse({ wantUp: false, settings: {} });
+    }
+  }
+
+  #write(next: Stored): void {
+    const draft = `${this.path}.new`;
+    try {
+      const file = openSync(draft, "w", 0o600);
+      try {
+        writeFileSync(file, `${JSON.stringify(next, undefined, 2)}\n`);
+        fsyncSync(file);
+      } finally {
+        closeSync(file);
+      }
+      renameSync(draft, this.path);
+      syncDirectory(dirname(this.path));
+    } catch (cause) {
+      try {
+        unlinkSync(draft);
+      } catch {
+        // Not there, or as unwritable as the rest.
+      }
+      throw new DaemonError("daemon-path", `cannot write ${this.path}: ${(cause as Error).message}`, { cause });
+    }
+    this.#stored = next;
+  }
+}
+
+/** Makes the rename itself durable. */
+function syncDirectory(path: string): void {
+  const directory = openSync(path, "r");
+  try {
+    fsyncSync(directory);
+  } finally {
+    closeSync(directory);
+  }
+}

@@ -1,0 +1,174 @@
+import { randomBytes } from "node:crypto";
+import { sameEndpoint } from "#base/ip.ts";
+import type { PublicKey } from "#base/keys.ts";
+import type { AgentControl, AgentStatus, PeerPath, PeerStatus } from "../control.ts";
+
+/** Keys of removed peers that are remembered; a watcher that missed more starts again with a snapshot. */
+const TOMBSTONES_MAX = 4096;
+
+/** What changed after a revision. */
+export interface StatusChange {
+  readonly revision: bigint;
+  /** The peers are all there are, not only the changed ones. */
+  readonly reset: boolean;
+  readonly status: AgentStatus;
+  readonly peers: readonly PeerStatus[];
+  readonly removed: readonly PublicKey[];
+}
+
+interface Row {
+  readonly peer: PeerStatus;
+  readonly revision: bigint;
+}
+
+/**
+ * Numbers the changes of the agent's status, so that any number of watchers, each at its own pace, get what changed since
+ * the revision they have seen: a slow one skips intermediate states and never makes anything wait. Works only while it is
+ * watched; the agent is read at most once per change it reports.
+ */
+export class StatusFeed {
+  readonly epoch: string = randomBytes(8).toString("hex");
+  readonly #agent: Pick<AgentControl, "status" | "onChange">;
+  readonly #rows = new Map<PublicKey, Row>();
+  readonly #tombstones = new Map<PublicKey, bigint>();
+  readonly #waiting = new Set<() => void>();
+  #forgottenBefore = 0n;
+  #revision = 0n;
+  #status: AgentStatus | undefined;
+  #stale = true;
+  #watchers = 0;
+  #unsubscribe: (() => void) | undefined;
+
+  constructor(agent: Pick<AgentControl, "status" | "onChange">) {
+    this.#agent = agent;
+  }
+
+  /** Counts a watcher in; the returned function counts it out again and is idempotent. */
+  watch(): () => void {
+    if (this.#watchers++ === 0) {
+      this.#stale = true;
+      this.#unsubscribe = this.#agent.onChange(() => this.noteChange());
+    }
+    let left = false;
+    return () => {
+      if (left) return;
+      left = true;
+      if (--this.#watchers === 0) {
+        this.#unsubscribe?.();
+        this.#unsubscribe = undefined;
+      }
+    };
+  }
+
+  /** Something in the head changed that the agent does not know of (log level, settings), or the agent said so. */
+  noteChange(): void {
+    this.#stale = true;
+    for (const wake of [...this.#waiting]) wake();
+  }
+
+  /** What changed after `revision` of `epoch`; everything when that is unknown. */
+  since(epoch: string, revision: bigint): StatusChange {
+    this.#refresh();
+    const reset =
+      epoch !== this.epoch || revision < this.#forgottenBefore || revision > this.#revision || revision === 0n;
+    const peers: PeerStatus[] = [];
+    for (const row of this.#rows.values()) if (reset || row.revision > revision) peers.push(row.peer);
+    const removed: PublicKey[] = [];
+    if (!reset) for (const [key, at] of this.#tombstones) if (at > revision) removed.push(key);
+    return { revision: this.#revision, reset, status: this.#status!, peers, removed };
+  }
+
+  /** Resolves true when something may have changed, false when the signal aborts. */
+  changed(signal: AbortSignal): Promise<boolean> {
+    if (signal.aborted) return Promise.resolve(false);
+    if (this.#stale) return Promise.resolve(true);
+    const { promise, resolve } = Promise.withResolvers<boolean>();
+    const finish = (result: boolean) => (): void => {
+      this.#waiting.delete(wake);
+      signal.removeEventListener("abort", stop);
+      resolve(result);
+    };
+    const wake = finish(true);
+    const stop = finish(false);
+    this.#waiting.add(wake);
+    signal.addEventListener("abort", stop, { once: true });
+    return promise;
+  }
+
+  #refresh(): void {
+    if (!this.#stale) return;
+    this.#stale = false;
+    const status = this.#agent.status();
+    const next = this.#revision + 1n;
+    const seen = new Set<PublicKey>();
+    for (const peer of status.peers) {
+      seen.add(peer.key);
+      const row = this.#rows.get(peer.key);
+      if (row && samePeer(row.peer, peer)) continue;
+      this.#rows.set(peer.key, { peer, revision: next });
+      this.#tombstones.delete(peer.key);
+    }
+    for (const key of this.#rows.keys()) {
+      if (seen.has(key)) continue;
+      this.#rows.delete(key);
+      this.#tombstones.set(key, next);
+    }
+    for (const [key, at] of this.#tombstones) {
+      if (this.#tombstones.size <= TOMBSTONES_MAX) break;
+      this.#tombstones.delete(key);
+      this.#forgottenBefore = at;
+    }
+    // The head has no revision of its own: it is sent with every part, so a change of it alone is a revision too.
+    this.#revision = next;
+    this.#status = status;
+  }
+}
+
+/** Everything of a peer that is shown. Compared by value: the recorder may or may not reuse its objects. */
+function samePeer(a: PeerStatus, b: PeerStatus): boolean {
+  return (
+    a === b ||
+    (a.state === b.state &&
+      a.since === b.since &&
+      a.reason === b.reason &&
+      a.rxBytes === b.rxBytes &&
+      a.txBytes === b.txBytes &&
+      a.lastHandshake === b.lastHandshake &&
+      a.latencyMs === b.latencyMs &&
+      a.pinned === b.pinned &&
+      a.lazy.lazy === b.lazy.lazy &&
+      a.lazy.why === b.lazy.why &&
+      a.fqdn === b.fqdn &&
+      a.agentVersion === b.agentVersion &&
+      a.relayServer === b.relayServer &&
+      samePath(a.path, b.path) &&
+      a.timeline.length === b.timeline.length &&
+      a.timeline.at(-1)?.at === b.timeline.at(-1)?.at &&
+      a.addresses.length === b.addresses.length &&
+      a.addresses.every((address, index) => address === b.addresses[index]) &&
+      a.routes.length === b.routes.length &&
+      a.routes.every(
+        (route, index) => route.address === b.routes[index]!.address && route.bits === b.routes[index]!.bits,
+      ))
+  );
+}
+
+function samePath(a: PeerPath, b: PeerPath): boolean {
+  if (a === b) return true;
+  switch (a.kind) {
+    case "none":
+      return b.kind === "none";
+    case "relay":
+      return b.kind === "relay" && a.server === b.server;
+    case "direct":
+      return (
+        b.kind === "direct" &&
+        sameEndpoint(a.endpoint, b.endpoint) &&
+        sameEndpoint(a.local, b.local) &&
+        a.localKind === b.localKind &&
+        a.remoteKind === b.remoteKind
+      );
+    default:
+      return a satisfies never;
+  }
+}

@@ -1,0 +1,141 @@
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { formatEndpoint, formatPrefix } from "#base/ip.ts";
+import { PublicKey } from "#base/keys.ts";
+import {
+  AgentState as AgentStateWire,
+  type Peer,
+  type PeerCountsSchema,
+  PeerSchema,
+  PeerState as PeerStateWire,
+  type StatusHead,
+  StatusHeadSchema,
+} from "#gen/daemon_pb.ts";
+import type { AgentState, AgentStatus, PeerPath, PeerState, PeerStatus } from "../control.ts";
+import { type ResolvedSettings, SETTING_NAMES, SETTINGS, showSetting } from "./settings.ts";
+
+const PEER_STATES: Readonly<Record<PeerState, PeerStateWire>> = {
+  idle: PeerStateWire.IDLE,
+  connecting: PeerStateWire.CONNECTING,
+  connected: PeerStateWire.CONNECTED,
+};
+
+const AGENT_STATES: Readonly<Record<AgentState, AgentStateWire>> = {
+  down: AgentStateWire.DOWN,
+  starting: AgentStateWire.STARTING,
+  up: AgentStateWire.UP,
+  "needs-login": AgentStateWire.NEEDS_LOGIN,
+  stopping: AgentStateWire.STOPPING,
+};
+
+/** What the daemon adds to the agent's status. */
+export interface DaemonFacts {
+  readonly version: string;
+  readonly pid: number;
+  /** Wall clock ms. */
+  readonly startedAt: number;
+  readonly settings: ResolvedSettings;
+  readonly logLevel: string;
+  /** Why the last attempt to come up failed, for as long as it matters. */
+  readonly failure?: string | undefined;
+}
+
+/** The peer as the API shows it; the timeline only where it is asked for. */
+export function encodePeer(peer: PeerStatus, withTimeline: boolean): Peer {
+  return create(PeerSchema, {
+    key: PublicKey.toBytes(peer.key),
+    fqdn: peer.fqdn,
+    addresses: peer.addresses as readonly string[] as string[],
+    state: PEER_STATES[peer.state],
+    reason: peer.reason,
+    since: peer.since,
+    lazy: peer.lazy.lazy,
+    lazyReason: peer.lazy.why,
+    pinned: peer.pinned,
+    agentVersion: peer.agentVersion,
+    ...encodePath(peer.path),
+    relayServer: peer.relayServer ?? "",
+    ...(peer.latencyMs === undefined ? {} : { latencyMs: peer.latencyMs }),
+    lastHandshake: peer.lastHandshake,
+    rxBytes: peer.rxBytes,
+    txBytes: peer.txBytes,
+    routes: peer.routes.map(formatPrefix),
+    timeline: withTimeline
+      ? peer.timeline.map(({ at, event, detail, sinceWake }) => ({
+          at,
+          event,
+          detail,
+          ...(sinceWake === undefined ? {} : { sinceWakeMs: sinceWake }),
+        }))
+      : [],
+  });
+}
+
+export function encodeHead(status: AgentStatus, facts: DaemonFacts, takenAt: number): StatusHead {
+  const settings = SETTING_NAMES.flatMap((name) => {
+    const found = facts.settings.get(name);
+    if (name === "lazy") {
+      return { name: SETTINGS.lazy.flag, value: String(status.lazy.enabled), source: status.lazy.source };
+    }
+    return found ? { name: SETTINGS[name].flag, value: showSetting(name, found.value), source: found.source } : [];
+  });
+  return create(StatusHeadSchema, {
+    daemonVersion: facts.version,
+    pid: facts.pid,
+    startedAt: facts.startedAt,
+    state: AGENT_STATES[status.state],
+    reason: status.reason ?? (status.state === "up" ? "" : (facts.failure ?? "")),
+    agentVersion: status.version,
+    publicKey: status.publicKey ? PublicKey.toBytes(status.publicKey) : new Uint8Array(),
+    fqdn: status.fqdn ?? "",
+    hostname: status.hostname ?? "",
+    address: status.address ? formatPrefix(status.address) : "",
+    address6: status.address6 ? formatPrefix(status.address6) : "",
+    interfaceName: status.interfaceName ?? "",
+    wireguardPort: status.wireguardPort ?? 0,
+    mtu: status.mtu ?? 0,
+    device: status.device?.kind ?? "",
+    deviceFeatures: [...(status.device?.features ?? [])],
+    lazy: { enabled: status.lazy.enabled, source: status.lazy.source, thresholdMs: status.lazy.thresholdMs },
+    management: { ...status.management, error: status.management.error ?? "" },
+    signal: { ...status.signal, error: status.signal.error ?? "" },
+    relays: status.relays.map((relay) => ({ ...relay, error: relay.error ?? "" })),
+    stuns: status.stuns.map((stun) => ({ ...stun, error: stun.error ?? "" })),
+    serial: BigInt(status.serial),
+    peers: countPeers(status.peers),
+    counters: Object.fromEntries(status.counters),
+    settings,
+    takenAt,
+    logLevel: facts.logLevel,
+  });
+}
+
+function countPeers(peers: readonly PeerStatus[]): MessageInitShape<typeof PeerCountsSchema> {
+  const counts = { total: peers.length, idle: 0, connecting: 0, connected: 0 };
+  for (const peer of peers) counts[peer.state]++;
+  return counts;
+}
+
+function encodePath(path: PeerPath): Pick<MessageInitShape<typeof PeerSchema>, "path"> {
+  switch (path.kind) {
+    case "none":
+      return {};
+    case "relay":
+      return { path: { path: { case: "relay", value: path.server } } };
+    case "direct":
+      return {
+        path: {
+          path: {
+            case: "direct",
+            value: {
+              remote: formatEndpoint(path.endpoint),
+              local: path.local ? formatEndpoint(path.local) : "",
+              remoteKind: path.remoteKind,
+              localKind: path.localKind,
+            },
+          },
+        },
+      };
+    default:
+      return path satisfies never;
+  }
+}

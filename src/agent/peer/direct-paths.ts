@@ -1,0 +1,159 @@
+import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
+import { prefixContains } from "#base/ip.ts";
+import type { PublicKey } from "#base/keys.ts";
+import type { Logger } from "#base/log.ts";
+import type { Clock } from "#base/time.ts";
+import type { Candidate } from "#ice/candidate.ts";
+import { StunDispatcher } from "#ice/dispatcher.ts";
+import { gatherHostCandidates, serverReflexiveCandidate } from "#ice/gather.ts";
+import { IceAgent } from "#ice/ice-agent.ts";
+import { MappedAddressCache } from "#ice/stun-client.ts";
+import { createCredentials, SessionId } from "#signal/protocol/offer.ts";
+import type { WireGuardDevice } from "#wireguard/device.ts";
+import type { IceSession, IceSessionHandlers } from "./peer-connection.ts";
+import type { LocalSession } from "./peer-state.ts";
+
+export interface DirectPathsDeps {
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly device: Pick<WireGuardDevice, "events" | "sendDatagram" | "listenPort" | "interfaceName">;
+}
+
+export interface DirectPathsOptions {
+  /** False: never leave the relay. */
+  readonly allowed: boolean;
+  /** Ranges of the overlay: neither offered, nor checked, nor heard. */
+  readonly overlay: readonly Prefix[];
+}
+
+/**
+ * The direct side of all peers: one STUN dispatcher and one cache of mapped addresses on the device's socket, one ICE agent
+ * per awake peer. Nothing here costs anything for a peer that sleeps.
+ */
+export class DirectPaths {
+  readonly allowed: boolean;
+  readonly #deps: DirectPathsDeps;
+  readonly #overlay: readonly Prefix[];
+  readonly #cache: MappedAddressCache;
+  readonly #dispatcher: StunDispatcher;
+  readonly #unsubscribe: () => void;
+  #servers: readonly Endpoint[] = [];
+  readonly #sessions = new Set<{ add(candidate: Candidate): void; hosts: readonly Candidate[]; ufrag: string }>();
+
+  constructor(deps: DirectPathsDeps, options: DirectPathsOptions) {
+    this.#deps = deps;
+    this.allowed = options.allowed;
+    this.#overlay = options.overlay;
+    const send = (datagram: Uint8Array, to: Endpoint, from?: Endpoint): void =>
+      deps.device.sendDatagram(datagram, to, from);
+    this.#cache = new MappedAddressCache({ clock: deps.clock, send });
+    this.#dispatcher = new StunDispatcher({ clock: deps.clock, cache: this.#cache });
+    this.#unsubscribe = deps.device.events.on("stun", ({ datagram, from, to }) => {
+      if (!this.#isOverlay(from.address)) this.#dispatcher.receive(datagram, from, to);
+    });
+  }
+
+  /** STUN servers by address; asked once now, so that the first wake has a reflexive candidate at hand. */
+  setServers(servers: readonly Endpoint[]): void {
+    this.#servers = servers;
+    if (this.allowed) for (const server of servers) void this.#cache.query(server);
+  }
+
+  get servers(): readonly Endpoint[] {
+    return this.#servers;
+  }
+
+  /** What a STUN server saw of us last; undefined when it never answered. */
+  mappedBy(server: Endpoint): Endpoint | undefined {
+    return this.#cache.lastKnown(server);
+  }
+
+  /** The machine is on another network: mapped addresses are asked again. */
+  networkChanged(): void {
+    this.#cache.forget();
+    this.setServers(this.#servers);
+  }
+
+  freshSession(): LocalSession {
+    return { id: SessionId.create(), credentials: createCredentials() };
+  }
+
+  /** Opens an ICE agent that answers checks at once; candidates known already are handed over before this returns. */
+  open(peer: PublicKey, controlling: boolean, local: LocalSession, handlers: IceSessionHandlers): IceSession {
+    const { clock, log, device } = this.#deps;
+    const { ufrag, password: pwd } = local.credentials;
+    const agent = new IceAgent(
+      { clock, log, send: (datagram, to, from) => device.sendDatagram(datagram, to, from) },
+      {
+        role: controlling ? "controlling" : "controlled",
+        localUfrag: ufrag,
+        localPwd: pwd,
+        isForbidden: (address) => this.#isOverlay(address),
+      },
+    );
+    agent.events.on("selected", ({ local: mine, remote, endpoint, rtt }) =>
+      handlers.selected({
+        kind: "ice",
+        endpoint,
+        localKind: mine.type,
+        remoteKind: remote.type,
+        local: mine.endpoint,
+        rtt,
+      }),
+    );
+    agent.events.on("lost", ({ reason }) => handlers.lost(reason, false));
+    agent.events.on("failed", ({ reason }) => handlers.lost(reason, true));
+    const told = new Set<string>();
+    const add = (candidate: Candidate): void => {
+      const { address, port } = candidate.endpoint;
+      if (told.has(`${address} ${port}`)) return;
+      told.add(`${address} ${port}`);
+      agent.addLocalCandidate(candidate);
+      handlers.candidate(candidate);
+    };
+    const hosts = gatherHostCandidates({
+      port: device.listenPort,
+      ufrag,
+      ownInterfaces: [device.interfaceName],
+      overlay: this.#overlay,
+    });
+    const session = { add, hosts, ufrag };
+    this.#sessions.add(session);
+    for (const host of hosts) add(host);
+    this.#addReflexive(session);
+    this.#dispatcher.register(agent);
+    log.trace("ice agent opened", { peer: peer.slice(0, 8), candidates: told.size });
+    return {
+      check: (credentials) => agent.setRemoteCredentials({ ufrag: credentials.ufrag, pwd: credentials.password }),
+      addRemoteCandidate: (candidate) => agent.addRemoteCandidate(candidate),
+      suspect: () => agent.suspect(),
+      close: () => {
+        this.#sessions.delete(session);
+        this.#dispatcher.unregister(agent);
+        agent.close();
+      },
+    };
+  }
+
+  close(): void {
+    this.#unsubscribe();
+    this.#cache.close();
+    this.#sessions.clear();
+  }
+
+  /** The last known mapping is offered at once, even an old one: it is mostly still right. A fresh answer corrects it. */
+  #addReflexive(session: { add(candidate: Candidate): void; hosts: readonly Candidate[]; ufrag: string }): void {
+    for (const server of this.#servers) {
+      const offer = (mapped: Endpoint | undefined): void => {
+        const candidate = mapped && serverReflexiveCandidate(mapped, session.hosts, session.ufrag);
+        if (candidate && this.#sessions.has(session)) session.add(candidate);
+      };
+      offer(this.#cache.lastKnown(server));
+      void this.#cache.query(server).then(offer);
+    }
+  }
+
+  #isOverlay(address: IpAddress): boolean {
+    return this.#overlay.some((prefix) => prefixContains(prefix, address));
+  }
+}
