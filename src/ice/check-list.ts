@@ -206,6 +206,9 @@ export class CheckList {
       this.#revive(now);
       if (this.#options.role === "controlling") this.#chooseAsControlling(now);
       else this.#chooseAsControlled(valid, now);
+      // Another pair works while the selected one is silent: the remote's mapping may have changed. Decide quickly.
+      if (!this.#options.stock && this.#state.kind === "selected" && this.#state.selection.unanswered >= 2)
+        this.#suspect(this.#state.selection, now);
     }
     return this.advance(now);
   }
@@ -215,11 +218,7 @@ export class CheckList {
    * checked too, so that one that works can take over. Without a selected pair, or under suspicion already, no effect.
    */
   suspect(now: Millis): CheckEffect[] {
-    if (this.#state.kind === "selected" && !this.#state.selection.suspect) {
-      this.#state.selection.suspect = { since: now, sent: 0 };
-      this.#state.selection.nextAt = now;
-      this.#probeAlternatives(this.#state.selection.pair, now);
-    }
+    if (this.#state.kind === "selected") this.#suspect(this.#state.selection, now);
     return this.advance(now);
   }
 
@@ -434,6 +433,13 @@ export class CheckList {
     selection.unanswered = 0;
     // Towards a stock remote the nomination itself has to be answered before the pace slows down.
     if (selection.confirmed || this.#options.role === "controlled") selection.nextAt = now + CONSENT_INTERVAL;
+  }
+
+  #suspect(selection: Selection, now: Millis): void {
+    if (selection.suspect) return;
+    selection.suspect = { since: now, sent: 0 };
+    selection.nextAt = now;
+    this.#probeAlternatives(selection.pair, now);
   }
 
   #keepSelected(selection: Selection, now: Millis): void {

@@ -16,7 +16,7 @@ export const CHECK_RETRY_CEILING: Millis = 800;
 /** A pair that never answered is given up this long after its first check; so is the agent when no pair is left. */
 export const CHECK_GIVE_UP: Millis = 10_000;
 /** Inbound checks of one pair cause at most one check of ours in this time. */
-export const TRIGGERED_MIN_GAP: Millis = 20;
+export const TRIGGERED_MIN_GAP: Millis = 5;
 
 /** How long a controlling agent may still change its nomination when the remote is no stock agent. */
 export const RENOMINATION_WINDOW: Millis = 2_000;
