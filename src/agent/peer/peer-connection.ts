@@ -1,10 +1,9 @@
-import { create } from "@bufbuild/protobuf";
 import { unreachable } from "#base/errors.ts";
 import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
 import type { PresharedKey, PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
-import { type Body, Body_Type, PerchExtensionSchema } from "#gen/signal_pb.ts";
+import { type Body, Body_Type } from "#gen/signal_pb.ts";
 import { type Candidate, formatCandidate, parseCandidate } from "#ice/candidate.ts";
 import {
   createCandidateBody,
@@ -194,11 +193,10 @@ export class PeerConnection {
     switch (body.type) {
       case Body_Type.OFFER:
       case Body_Type.ANSWER: {
-        const offer = parseOfferBody(body);
-        if (!offer) return;
-        const remote = { ...offer, perch: body.perch !== undefined };
+        const remote = parseOfferBody(body);
+        if (!remote) return;
         this.post({ kind: body.type === Body_Type.OFFER ? "offer" : "answer", remote });
-        for (const text of body.perch?.candidates ?? []) this.#addRemoteCandidate(text);
+        for (const text of remote.perch?.candidates ?? []) this.#addRemoteCandidate(text);
         return;
       }
       case Body_Type.CANDIDATE:
@@ -335,14 +333,14 @@ export class PeerConnection {
     const { relay, version, wireguardPort } = this.#deps;
     // A remote that is known to have no ICE is told the same of us (signal document, section 2.6).
     const ice = state.ice > 0 && !(state.remote !== undefined && state.remote.credentials === undefined);
+    const candidates = this.#candidates;
     const body = createOfferBody(type, {
       listenPort: wireguardPort,
       version,
+      perch: { candidates: ice ? candidates : [] },
       ...(relay.home && { relay: relay.home }),
       ...(ice && { credentials: state.local.credentials, sessionId: state.local.id }),
     });
-    const candidates = this.#candidates;
-    body.perch = create(PerchExtensionSchema, { candidates: ice ? candidates : [] });
     this.#timeline.note(`${type}-sent`, relay.home?.instanceUrl ?? "no relay");
     const sent = this.#deps.signal.send(this.key, body);
     this.#told = this.#candidates.length;

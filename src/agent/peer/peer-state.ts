@@ -66,11 +66,8 @@ export interface LocalSession {
   readonly credentials: IceCredentials;
 }
 
-/** The remote's half, from its OFFER or ANSWER. Without credentials the remote is relay-only. */
-export interface RemoteSession extends Offer {
-  /** A Perch agent says so in the message. */
-  readonly perch: boolean;
-}
+/** The remote's half: its OFFER or ANSWER. Without credentials the remote is relay-only. */
+export type RemoteSession = Offer;
 
 /** A direct way: found by ICE, or (`kind: "learned"`) proven by an authenticated packet before ICE was done. */
 export interface DirectPath {
@@ -319,7 +316,7 @@ function negotiate(state: AwakeState, remote: RemoteSession, context: PeerContex
   }
   const next: AwakeState = { ...state, remote, deadlines: { ...state.deadlines, offer: undefined } };
   if (!remote.credentials || state.ice === 0) return { state: next, effects };
-  const check: PeerEffect = { kind: "check-ice", credentials: remote.credentials, stock: !remote.perch };
+  const check: PeerEffect = { kind: "check-ice", credentials: remote.credentials, stock: remote.perch === undefined };
   if (!state.iceChecking) {
     effects.push(check);
     return { state: { ...next, iceChecking: true }, effects };

@@ -4,9 +4,9 @@ import { test } from "node:test";
 
 const root = process.getuid?.() === 0;
 
-/** Runs a piece of code in a network namespace of its own that has one dummy interface `t0`. */
+/** Runs a piece of code in a network namespace of its own that has one interface `t0`. */
 function inNamespace(code: string): string {
-  const script = `ip link add t0 type dummy && exec "$0" --input-type=module-typescript -e "$1"`;
+  const script = `ip link add t0 type veth peer name t1 && ip link set t1 up && exec "$0" --input-type=module-typescript -e "$1"`;
   return execFileSync("unshare", ["-n", "sh", "-c", script, process.execPath, code], {
     cwd: import.meta.dirname,
     encoding: "utf8",

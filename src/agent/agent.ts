@@ -1,0 +1,280 @@
+import { messageOf, type PerchError } from "#base/errors.ts";
+import { PresharedKey, type PrivateKey, type PublicKey } from "#base/keys.ts";
+import type { Logger } from "#base/log.ts";
+import type { Clock, Timer } from "#base/time.ts";
+import type { LoginResponse } from "#gen/management_pb.ts";
+import { ManagementClient } from "#management/client/management-client.ts";
+import type { AgentControl, AgentSettings, AgentState, AgentStatus } from "./control.ts";
+import { AgentError } from "./errors.ts";
+import { loadIdentity } from "./identity.ts";
+import { PinStore } from "./pin-store.ts";
+import { openSession, type Session } from "./session.ts";
+import { buildStatus } from "./status.ts";
+import { readSystemMeta } from "./system-meta.ts";
+
+export interface AgentDeps {
+  readonly clock: Clock;
+  readonly log: Logger;
+  /** Directory with the agent's identity and settings, mode 0700. */
+  readonly stateDir: string;
+}
+
+/** Listeners of `onChange` hear of changes at most this often, in milliseconds. */
+const CHANGE_INTERVAL = 100;
+/** Pause before the tunnel is built again after its device was lost or management sent us away. */
+const REBUILD_DELAY = 1000;
+
+/**
+ * The agent of one machine: identity, settings and the one session that is up.
+ *
+ *   down --up--> starting --first map--> up --down--> stopping --> down
+ *                   |                     |
+ *                   '-> down (error)      '-> needs-login (management forgot us), starting (device lost)
+ */
+export function createAgent(deps: AgentDeps): AgentControl & AsyncDisposable {
+  return new Agent(deps);
+}
+
+class Agent implements AgentControl, AsyncDisposable {
+  readonly #deps: AgentDeps;
+  readonly #listeners = new Set<() => void>();
+  readonly #pins: PinStore;
+  #state: AgentState = "down";
+  #reason: string | undefined;
+  #settings: AgentSettings | undefined;
+  #session: Session | undefined;
+  #key: PrivateKey | undefined;
+  /** Set while the user wants the tunnel; aborted by `down`. */
+  #wanted: AbortController | undefined;
+  #starting: Promise<void> | undefined;
+  #changeTimer: Timer | undefined;
+
+  constructor(deps: AgentDeps) {
+    this.#deps = deps;
+    this.#pins = new PinStore(deps.stateDir);
+  }
+
+  async up(settings: AgentSettings, signal: AbortSignal): Promise<void> {
+    if (this.#wanted)
+      throw new AgentError("already-up", "the tunnel is up already; `perch down` first to change settings");
+    const wanted = new AbortController();
+    this.#wanted = wanted;
+    this.#settings = settings;
+    try {
+      this.#starting = this.#start(settings, AbortSignal.any([signal, wanted.signal]));
+      await this.#starting;
+    } catch (error) {
+      if (this.#wanted === wanted) this.#wanted = undefined;
+      const needsLogin =
+        (error as PerchError).code === "permission-denied" || (error as PerchError).code === "login-expired";
+      this.#become(needsLogin ? "needs-login" : "down", messageOf(error));
+      throw error;
+    } finally {
+      this.#starting = undefined;
+    }
+  }
+
+  async login(settings: AgentSettings, signal: AbortSignal): Promise<void> {
+    if (this.#wanted) throw new AgentError("already-up", "the tunnel is up already: this machine is logged in");
+    this.#settings = settings;
+    const management = this.#managementClient(settings);
+    try {
+      await this.#login(management, settings, signal);
+      this.#become("down");
+    } finally {
+      await management.close();
+    }
+  }
+
+  async down(): Promise<void> {
+    const wanted = this.#wanted;
+    this.#wanted = undefined;
+    wanted?.abort(new AgentError("aborted", "`perch down` was asked for"));
+    await this.#starting?.catch(() => {});
+    if (this.#session) {
+      this.#become("stopping");
+      await this.#closeSession();
+    }
+    this.#become("down");
+  }
+
+  async deregister(): Promise<void> {
+    const settings = this.#settings;
+    const session = this.#session;
+    if (!settings)
+      throw new AgentError("needs-login", "this machine was not brought up since the daemon started: `perch up` first");
+    const client = session?.management ?? this.#managementClient(settings);
+    try {
+      await client.logout();
+    } finally {
+      if (!session) await client.close();
+    }
+    await this.down();
+    this.#become("needs-login", "deregistered");
+  }
+
+  status(): AgentStatus {
+    return buildStatus({
+      state: this.#state,
+      reason: this.#reason,
+      settings: this.#settings,
+      session: this.#session,
+      publicKey: this.#key?.publicKey,
+      isPinned: (key) => this.#pins.has(key),
+    });
+  }
+
+  onChange(listener: () => void): () => void {
+    this.#listeners.add(listener);
+    return () => void this.#listeners.delete(listener);
+  }
+
+  wakePeer(key: PublicKey): void {
+    this.#running().engine.connections.wake(key, "perch peers wake");
+  }
+
+  sleepPeer(key: PublicKey): void {
+    this.#running().engine.connections.sleep(key, "perch peers sleep");
+  }
+
+  pinPeer(key: PublicKey, pinned: boolean): void {
+    this.#running().engine.connections.pin(key, pinned);
+    this.#pins.set(key, pinned);
+  }
+
+  setLazy(value: boolean | undefined): void {
+    if (this.#settings) {
+      this.#settings = {
+        ...this.#settings,
+        lazy: value === undefined ? undefined : { enabled: value, source: "setting" },
+      };
+    }
+    this.#session?.engine.setLazy(value);
+    this.#changed();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.down();
+    this.#changeTimer?.cancel();
+    this.#listeners.clear();
+  }
+
+  /** Login, device, servers, first map; undoes what it did when it fails. */
+  async #start(settings: AgentSettings, signal: AbortSignal): Promise<void> {
+    this.#become("starting", "logging in");
+    this.#key = loadIdentity(this.#deps.stateDir);
+    const presharedKey = settings.presharedKey === undefined ? undefined : PresharedKey.parse(settings.presharedKey);
+    const management = this.#managementClient(settings);
+    let session: Session;
+    try {
+      const login = await this.#login(management, settings, signal);
+      this.#become("starting", "creating the interface");
+      session = await openSession(this.#deps, {
+        settings,
+        presharedKey,
+        key: this.#key,
+        management,
+        login,
+        pinned: this.#pins.all(),
+        changed: () => this.#changed(),
+      });
+    } catch (error) {
+      await management.close();
+      throw error;
+    }
+    try {
+      signal.throwIfAborted();
+      this.#session = session;
+      this.#become("starting", "waiting for the network map");
+      await session.start(signal);
+      this.#become("up");
+      void session.ended.then((end) => this.#sessionEnded(session, end.needsLogin, end.reason));
+    } catch (error) {
+      await this.#closeSession();
+      throw error;
+    }
+  }
+
+  /** A known peer logs in by its key; an unknown one registers with the setup key (management document, section 4.2). */
+  async #login(management: ManagementClient, settings: AgentSettings, signal: AbortSignal): Promise<LoginResponse> {
+    const meta = readSystemMeta({ hostname: settings.hostname, ownInterface: settings.interfaceName });
+    try {
+      return await management.login({ meta, signal });
+    } catch (error) {
+      if ((error as PerchError).code !== "permission-denied") throw error;
+      if (settings.setupKey === undefined) {
+        throw new AgentError(
+          "needs-login",
+          `${settings.managementUrl} does not know this machine yet: give a setup key with --setup-key or --setup-key-file`,
+          { cause: error },
+        );
+      }
+      await management.login({ setupKey: settings.setupKey, meta, signal });
+      return await management.login({ meta, signal });
+    }
+  }
+
+  #managementClient(settings: AgentSettings): ManagementClient {
+    this.#key ??= loadIdentity(this.#deps.stateDir);
+    const { clock, log } = this.#deps;
+    return new ManagementClient(
+      { clock, log: log.with({ part: "management" }) },
+      { url: settings.managementUrl, key: this.#key },
+    );
+  }
+
+  /** The tunnel ended by itself: rebuilt as long as it is wanted, unless the user has to log in first. */
+  async #sessionEnded(session: Session, needsLogin: boolean, reason: string): Promise<void> {
+    if (this.#session !== session) return;
+    const wanted = this.#wanted;
+    const settings = this.#settings;
+    this.#deps.log.warn("the tunnel ended", { reason, needsLogin });
+    await this.#closeSession();
+    if (!wanted || !settings || wanted.signal.aborted) return;
+    if (needsLogin) {
+      this.#wanted = undefined;
+      return this.#become("needs-login", reason);
+    }
+    this.#become("starting", reason);
+    while (!wanted.signal.aborted) {
+      await new Promise<void>((resolve) => this.#deps.clock.after(REBUILD_DELAY, resolve));
+      if (wanted.signal.aborted) return;
+      try {
+        this.#starting = this.#start(settings, wanted.signal);
+        await this.#starting;
+        return;
+      } catch (error) {
+        this.#deps.log.warn("the tunnel could not be built again", { err: messageOf(error) });
+        this.#become("starting", messageOf(error));
+      } finally {
+        this.#starting = undefined;
+      }
+    }
+  }
+
+  async #closeSession(): Promise<void> {
+    const session = this.#session;
+    this.#session = undefined;
+    await session?.close();
+    this.#changed();
+  }
+
+  #running(): Session {
+    if (!this.#session) throw new AgentError("peer-unknown", "the tunnel is not up: `perch up` first");
+    return this.#session;
+  }
+
+  #become(state: AgentState, reason?: string): void {
+    this.#state = state;
+    this.#reason = reason;
+    this.#changed();
+  }
+
+  #changed(): void {
+    if (this.#changeTimer || this.#listeners.size === 0) return;
+    this.#changeTimer = this.#deps.clock.after(CHANGE_INTERVAL, () => {
+      this.#changeTimer = undefined;
+      for (const listener of [...this.#listeners]) listener();
+    });
+  }
+}

@@ -1,0 +1,213 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { parseEndpoint } from "#base/ip.ts";
+import { createCredentials, SessionId } from "#signal/protocol/offer.ts";
+import {
+  type AwakeState,
+  choosePath,
+  createPeerState,
+  type DirectPath,
+  nextDeadline,
+  type PeerConnectionState,
+  type PeerContext,
+  type PeerEffect,
+  type PeerEvent,
+  type RemoteSession,
+  step,
+} from "./peer-state.ts";
+
+/** A machine with its effects, driven by hand. */
+class Machine {
+  state: PeerConnectionState = createPeerState("asleep");
+  now = 1000;
+  effects: readonly PeerEffect[] = [];
+  context: Partial<PeerContext> = {};
+
+  post(event: PeerEvent): this {
+    const context: PeerContext = {
+      now: this.now,
+      relayUp: true,
+      relayRtt: undefined,
+      iceAllowed: true,
+      knownDirect: undefined,
+      freshSession: () => ({ id: SessionId.create(), credentials: createCredentials() }),
+      ...this.context,
+    };
+    ({ state: this.state, effects: this.effects } = step(this.state, event, context));
+    return this;
+  }
+
+  /** Moves to the next deadline and ticks. */
+  tick(): this {
+    this.now = nextDeadline(this.state)!;
+    return this.post({ kind: "tick" });
+  }
+
+  get awake(): AwakeState {
+    assert.equal(this.state.kind, "awake");
+    return this.state as AwakeState;
+  }
+
+  kinds(): string[] {
+    return this.effects.map((effect) => effect.kind).filter((kind) => kind !== "note");
+  }
+}
+
+function remote(overrides: Partial<RemoteSession> = {}): RemoteSession {
+  return {
+    credentials: createCredentials(),
+    sessionId: SessionId.create(),
+    listenPort: 51820,
+    version: "0.76.0",
+    relay: { instanceUrl: "rel://relay:1" },
+    perch: { candidates: [] },
+    ...overrides,
+  };
+}
+
+const endpoint = parseEndpoint("192.0.2.7:51820");
+const direct: DirectPath = { kind: "ice", endpoint, localKind: "host", remoteKind: "srflx", local: undefined, rtt: 40 };
+const wake: PeerEvent = { kind: "wake", cause: "icmp", initiate: true };
+const overRelay: PeerEvent = { kind: "established", source: { kind: "relay" } };
+
+test("a wake by traffic starts handshake, relay, ICE and offer in the same instant", () => {
+  const machine = new Machine().post(wake);
+  assert.deepEqual(machine.kinds(), ["device-awake", "use-path", "open-ice", "initiate", "send-offer"]);
+  assert.deepEqual(choosePath(machine.state), { kind: "relay" });
+});
+
+test("a wake sends the first handshake to the endpoint of the last time as well", () => {
+  const machine = new Machine();
+  machine.context = { knownDirect: endpoint };
+  machine.post(wake);
+  const initiate = machine.effects.find((effect) => effect.kind === "initiate");
+  assert.deepEqual(initiate?.paths, [{ kind: "udp", endpoint }, { kind: "relay" }]);
+});
+
+test("an offer wakes and is answered, without an offer of our own", () => {
+  const machine = new Machine().post({ kind: "offer", remote: remote() });
+  assert.deepEqual(machine.kinds(), [
+    "device-awake",
+    "use-path",
+    "open-ice",
+    "use-relay-server",
+    "check-ice",
+    "send-answer",
+  ]);
+});
+
+test("what comes late does not wake a sleeping peer", () => {
+  for (const event of [
+    { kind: "answer", remote: remote() },
+    { kind: "ice-selected", ice: 1, direct },
+    overRelay,
+    { kind: "tick" },
+  ] satisfies PeerEvent[]) {
+    const machine = new Machine().post(event);
+    assert.equal(machine.state.kind, "idle");
+    assert.deepEqual(machine.effects, []);
+  }
+});
+
+test("the handshake is repeated long before WireGuard's five seconds until a session is there", () => {
+  const machine = new Machine().post(wake);
+  const start = machine.now;
+  const at: number[] = [];
+  while (machine.now < start + 3000) {
+    machine.tick();
+    if (machine.kinds().includes("initiate")) at.push(machine.now - start);
+  }
+  assert.ok(at.length >= 4, `${at}`);
+  assert.equal(at[0], 250);
+  machine.post(overRelay);
+  assert.ok(!machine.tick().kinds().includes("initiate"));
+});
+
+test("both sides waking at once converge: the crossing offer is answered, the answer to ours changes nothing", () => {
+  const machine = new Machine().post(wake);
+  const theirs = remote();
+  machine.post({ kind: "offer", remote: theirs });
+  assert.deepEqual(machine.kinds(), ["use-relay-server", "check-ice", "send-answer"]);
+  const { ice, local } = machine.awake;
+  machine.post({ kind: "answer", remote: theirs });
+  assert.deepEqual(machine.kinds(), []);
+  assert.equal(machine.awake.ice, ice);
+  assert.equal(machine.awake.local, local);
+});
+
+test("connected means a handshake, not a chosen path", () => {
+  const machine = new Machine().post(wake).post({ kind: "answer", remote: remote() });
+  machine.post({ kind: "ice-selected", ice: 1, direct });
+  assert.equal(machine.awake.proven, undefined);
+  machine.post(overRelay);
+  assert.equal(machine.awake.proven, machine.now);
+});
+
+test("direct takes over from the relay, and the relay takes back when direct is lost", () => {
+  const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+  machine.post({ kind: "ice-selected", ice: 1, direct });
+  assert.deepEqual(choosePath(machine.state), { kind: "udp", endpoint });
+  machine.post({ kind: "ice-lost", ice: 1, reason: "no answer for 6 s", failed: false });
+  assert.deepEqual(choosePath(machine.state), { kind: "relay" });
+  assert.deepEqual(machine.kinds(), ["open-ice", "use-path", "initiate"]);
+  assert.notEqual(machine.awake.proven, undefined);
+  // The new life is offered at once.
+  assert.equal(nextDeadline(machine.state), machine.now);
+  assert.ok(machine.tick().kinds().includes("send-offer"));
+});
+
+test("what an older life of the ICE agent reports is dropped", () => {
+  const machine = new Machine().post(wake).post({ kind: "answer", remote: remote() });
+  machine.post({ kind: "ice-lost", ice: 1, reason: "x", failed: false });
+  machine.post({ kind: "ice-selected", ice: 1, direct });
+  assert.deepEqual(choosePath(machine.state), { kind: "relay" });
+});
+
+test("a restarted remote gets a new agent for our old half", () => {
+  const machine = new Machine().post(wake).post({ kind: "offer", remote: remote() }).post(overRelay);
+  machine.post({ kind: "ice-selected", ice: 1, direct });
+  const { local } = machine.awake;
+  machine.post({ kind: "offer", remote: remote() });
+  assert.deepEqual(machine.kinds(), ["open-ice", "check-ice", "use-path", "initiate", "send-answer"]);
+  assert.equal(machine.awake.local, local);
+  assert.deepEqual(choosePath(machine.state), { kind: "relay" });
+});
+
+test("without relay and direct path a peer is Connecting and keeps offering", () => {
+  const machine = new Machine().post(wake).post(overRelay);
+  machine.context = { relayUp: false };
+  machine.post({ kind: "relay", up: false });
+  assert.equal(machine.awake.proven, undefined);
+  assert.deepEqual(choosePath(machine.state), { kind: "none" });
+  assert.ok(machine.tick().kinds().includes("send-offer"));
+  machine.context = {};
+  machine.post({ kind: "relay", up: true });
+  assert.deepEqual(machine.kinds(), ["use-path", "initiate", "send-offer"]);
+});
+
+test("a handshake that came directly is used before ICE is done, ICE replaces it", () => {
+  const machine = new Machine().post(wake);
+  machine.post({ kind: "established", source: { kind: "udp", endpoint } });
+  assert.deepEqual(choosePath(machine.state), { kind: "udp", endpoint });
+  machine.post({ kind: "answer", remote: remote() });
+  const better = parseEndpoint("198.51.100.1:1");
+  machine.post({ kind: "ice-selected", ice: 1, direct: { ...direct, endpoint: better } });
+  assert.deepEqual(choosePath(machine.state), { kind: "udp", endpoint: better });
+});
+
+test("sleep closes everything and tells the remote when it was our idea", () => {
+  const machine = new Machine().post(wake).post({ kind: "sleep", reason: "no traffic for 15 min", tell: true });
+  assert.deepEqual(machine.kinds(), ["close-ice", "device-asleep", "send-go-idle"]);
+  assert.equal(nextDeadline(machine.state), undefined);
+  assert.deepEqual(machine.post({ kind: "sleep", reason: "again", tell: true }).effects, []);
+});
+
+test("a relay-only pair does no ICE and never offers again once the relay carries", () => {
+  const machine = new Machine();
+  machine.context = { iceAllowed: false };
+  machine
+    .post(wake)
+    .post({ kind: "answer", remote: remote({ credentials: undefined, sessionId: undefined } as never) });
+  machine.post(overRelay);
+  assert.equal(nextDeadline(machine.state), undefined);
+});

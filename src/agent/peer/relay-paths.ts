@@ -1,0 +1,54 @@
+import type { PublicKey } from "#base/keys.ts";
+import type { Millis } from "#base/time.ts";
+import type { RelayClient } from "#relay/client/relay-client.ts";
+import type { RelayAddress } from "#signal/protocol/offer.ts";
+
+/**
+ * Which relay each peer's packets take. The home relay needs no entry; only peers that are reached over another agent's
+ * relay have one, and only those cost a connection to it.
+ */
+export class RelayPaths {
+  readonly #client: RelayClient;
+  readonly #foreign = new Map<PublicKey, string>();
+
+  constructor(client: RelayClient) {
+    this.#client = client;
+  }
+
+  get home(): RelayAddress | undefined {
+    const { connected, instanceUrl, address } = this.#client.home;
+    return connected && instanceUrl !== undefined ? { instanceUrl, ...(address && { address }) } : undefined;
+  }
+
+  /** Round trip to the home relay; undefined until measured. */
+  get rtt(): Millis | undefined {
+    return this.#client.home.rtt;
+  }
+
+  useServer(peer: PublicKey, relay: RelayAddress | undefined): void {
+    if (relay === undefined || relay.instanceUrl === this.#client.home.instanceUrl) {
+      this.#foreign.delete(peer);
+      return;
+    }
+    this.#foreign.set(peer, relay.instanceUrl);
+    this.#client.ensureServer(relay.instanceUrl, relay.address);
+  }
+
+  isUp(peer: PublicKey): boolean {
+    const foreign = this.#foreign.get(peer);
+    return foreign === undefined ? this.#client.home.connected : this.#client.isConnected(foreign);
+  }
+
+  serverOf(peer: PublicKey): string {
+    return this.#foreign.get(peer) ?? this.#client.home.instanceUrl ?? "";
+  }
+
+  /** Sends one encrypted datagram; false when it was dropped. */
+  send(peer: PublicKey, datagram: Uint8Array): boolean {
+    return this.#client.send(peer, datagram, this.#foreign.get(peer));
+  }
+
+  forget(peer: PublicKey): void {
+    this.#foreign.delete(peer);
+  }
+}

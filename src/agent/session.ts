@@ -1,0 +1,166 @@
+import { messageOf, type PerchError } from "#base/errors.ts";
+import type { PresharedKey, PrivateKey, PublicKey } from "#base/keys.ts";
+import type { Logger } from "#base/log.ts";
+import type { Clock, Timer } from "#base/time.ts";
+import type { LoginResponse } from "#gen/management_pb.ts";
+import type { ManagementClient } from "#management/client/management-client.ts";
+import { RelayClient } from "#relay/client/relay-client.ts";
+import { SignalClient } from "#signal/client/signal-client.ts";
+import type { WireGuardDevice } from "#wireguard/device.ts";
+import { createEmbeddedDevice } from "#wireguard/embedded-device.ts";
+import type { AgentSettings } from "./control.ts";
+import { assertSupportedDevice, Engine, interfaceAddresses } from "./engine/engine.ts";
+import { parseInfrastructure } from "./engine/infrastructure.ts";
+import { parseOwnConfig } from "./engine/network-map.ts";
+import { AgentError } from "./errors.ts";
+import { TunnelInterface } from "./routing/interface-linux.ts";
+import { ServiceRecorder } from "./service-recorder.ts";
+import { readSystemMeta } from "./system-meta.ts";
+
+/** Time for the first network map after everything else is up, in milliseconds. */
+const FIRST_MAP_TIMEOUT = 20_000;
+
+export interface SessionOptions {
+  readonly settings: AgentSettings;
+  readonly presharedKey: PresharedKey | undefined;
+  readonly key: PrivateKey;
+  /** Closed with the session. */
+  readonly management: ManagementClient;
+  readonly login: LoginResponse;
+  readonly pinned: ReadonlySet<PublicKey>;
+  readonly changed: () => void;
+}
+
+/** Why a session ended by itself. */
+export interface SessionEnd {
+  /** Management does not know us any more. */
+  readonly needsLogin: boolean;
+  readonly reason: string;
+}
+
+/** One life of the tunnel: device, interface, the three clients and the engine, built leaves first. */
+export interface Session {
+  readonly management: ManagementClient;
+  readonly signal: SignalClient;
+  readonly relay: RelayClient;
+  readonly device: WireGuardDevice;
+  readonly engine: Engine;
+  readonly signalUri: string;
+  /** What status shows of the servers. */
+  readonly services: { readonly management: ServiceRecorder; readonly signal: ServiceRecorder };
+  /** Resolves when the session cannot go on; never rejects. */
+  readonly ended: Promise<SessionEnd>;
+  /** Opens the stream of network maps; resolves when the first is applied. */
+  start(signal: AbortSignal): Promise<void>;
+  /** Idempotent; takes everything down in reverse order. */
+  close(): Promise<void>;
+}
+
+/** Builds a session up to the point where only the network map is missing; undoes everything when a part fails. */
+export async function openSession(
+  deps: { readonly clock: Clock; readonly log: Logger },
+  options: SessionOptions,
+): Promise<Session> {
+  const { clock, log } = deps;
+  const { settings, key, management, login } = options;
+  assertSupportedDevice(settings.device);
+  if (!login.peerConfig)
+    throw new AgentError("map-invalid", `${settings.managementUrl} sent no address for this machine`);
+  const own = parseOwnConfig(login.peerConfig);
+  const infrastructure = login.netbirdConfig && parseInfrastructure(login.netbirdConfig);
+  if (!infrastructure?.signal) throw new AgentError("map-invalid", `${settings.managementUrl} named no signal server`);
+
+  await using undo = new AsyncDisposableStack();
+  const device = undo.use(
+    await createEmbeddedDevice(
+      { clock, log: log.with({ part: "device" }) },
+      { interfaceName: settings.interfaceName, privateKey: key, listenPort: settings.wireguardPort, mtu: settings.mtu },
+    ),
+  );
+  const tunnel = new TunnelInterface(device.interfaceName);
+  await tunnel.apply(interfaceAddresses(own), []);
+  const signal = new SignalClient({ clock, log: log.with({ part: "signal" }) }, { ...infrastructure.signal, key });
+  undo.defer(() => signal.close());
+  const relay = new RelayClient({ clock, log: log.with({ part: "relay" }) }, { key: key.publicKey });
+  undo.defer(() => relay.close());
+  const engine = new Engine(
+    { clock, log: log.with({ part: "engine" }), device, tunnel, signal, relay, changed: options.changed },
+    {
+      ownKey: key.publicKey,
+      own,
+      presharedKey: options.presharedKey,
+      lazy: settings.lazy?.enabled,
+      inactivityThreshold: settings.inactivityThreshold,
+      pinned: options.pinned,
+      forceRelay: settings.forceRelay,
+    },
+  );
+  undo.defer(() => engine.close());
+  const services = {
+    management: new ServiceRecorder(clock, management.events, options.changed),
+    signal: new ServiceRecorder(clock, signal.events, options.changed),
+  };
+  engine.applyInfrastructure(infrastructure);
+  signal.start();
+
+  const { promise: ended, resolve: end } = Promise.withResolvers<SessionEnd>();
+  device.events.on("gone", ({ reason }) => end({ needsLogin: false, reason: `the interface is gone: ${reason}` }));
+  const stop = new AbortController();
+  let syncing: Promise<void> | undefined;
+  const owned = undo.move();
+
+  return {
+    management,
+    signal,
+    relay,
+    device,
+    engine,
+    services,
+    signalUri: infrastructure.signal.uri,
+    ended,
+    async start(abort) {
+      const first = Promise.withResolvers<void>();
+      const meta = () => readSystemMeta({ hostname: settings.hostname, ownInterface: device.interfaceName });
+      syncing = management
+        .sync(
+          meta,
+          (update) => {
+            try {
+              engine.update(update);
+            } catch (error) {
+              log.error("network map not applied", { err: messageOf(error) });
+            }
+            if (engine.ready) first.resolve();
+          },
+          stop.signal,
+        )
+        .catch((error: unknown) => {
+          first.reject(error);
+          const code = (error as PerchError).code;
+          end({ needsLogin: code === "permission-denied" || code === "login-expired", reason: messageOf(error) });
+        });
+      const timeout: Timer = clock.after(FIRST_MAP_TIMEOUT, () =>
+        first.reject(
+          new AgentError(
+            "map-invalid",
+            `no network map from ${settings.managementUrl} within ${FIRST_MAP_TIMEOUT / 1000} s`,
+          ),
+        ),
+      );
+      const onAbort = (): void => first.reject(abort.reason);
+      abort.addEventListener("abort", onAbort, { once: true });
+      try {
+        await first.promise;
+      } finally {
+        timeout.cancel();
+        abort.removeEventListener("abort", onAbort);
+      }
+    },
+    async close() {
+      stop.abort();
+      await syncing;
+      await owned.disposeAsync();
+      await management.close();
+    },
+  };
+}

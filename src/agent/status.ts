@@ -1,0 +1,138 @@
+import { formatEndpoint } from "#base/ip.ts";
+import type { PublicKey } from "#base/keys.ts";
+import { PERCH_VERSION } from "#base/version.ts";
+import type { DevicePeerStats } from "#wireguard/device.ts";
+import type {
+  AgentSettings,
+  AgentState,
+  AgentStatus,
+  LazySource,
+  PeerStatus,
+  RelayStatus,
+  ServiceStatus,
+} from "./control.ts";
+import type { PeerConnection, PeerInfo } from "./peer/peer-connection.ts";
+import type { ServiceRecorder } from "./service-recorder.ts";
+import type { Session } from "./session.ts";
+
+export interface StatusSources {
+  readonly state: AgentState;
+  readonly reason: string | undefined;
+  readonly settings: AgentSettings | undefined;
+  readonly session: Session | undefined;
+  readonly publicKey: PublicKey | undefined;
+  readonly isPinned: (key: PublicKey) => boolean;
+}
+
+const DEFAULT_THRESHOLD = 15 * 60_000;
+
+/** A snapshot from what is at hand: no network, no waiting, the device's counters in one pass. */
+export function buildStatus(sources: StatusSources): AgentStatus {
+  const { state, reason, settings, session, publicKey } = sources;
+  const own = session?.engine.own;
+  return {
+    state,
+    reason,
+    version: PERCH_VERSION,
+    publicKey,
+    fqdn: own?.fqdn,
+    hostname: settings?.hostname,
+    address: own?.address,
+    address6: own?.address6,
+    interfaceName: session?.device.interfaceName,
+    wireguardPort: session?.device.listenPort,
+    mtu: session?.device.mtu,
+    device: session && { kind: session.device.kind, features: session.device.features },
+    lazy: lazyStatus(settings, session),
+    management: serviceStatus(settings?.managementUrl ?? "", session?.services.management),
+    signal: serviceStatus(session?.signalUri ?? "", session?.services.signal),
+    relays: session ? relayStatus(session) : [],
+    stuns: session ? stunStatus(session) : [],
+    serial: session?.engine.model.serial ?? 0,
+    peers: session ? peerStatuses(session, sources.isPinned) : [],
+    counters: session?.device.counters() ?? new Map(),
+  };
+}
+
+function lazyStatus(settings: AgentSettings | undefined, session: Session | undefined): AgentStatus["lazy"] {
+  const thresholdMs = settings?.inactivityThreshold ?? DEFAULT_THRESHOLD;
+  const source: LazySource = settings?.lazy?.source ?? (session ? "network" : "default");
+  const enabled = session?.engine.connections.lazy ?? settings?.lazy?.enabled ?? true;
+  return { enabled, source, thresholdMs };
+}
+
+function serviceStatus(url: string, recorder: ServiceRecorder | undefined): ServiceStatus {
+  return { url, ...(recorder?.state ?? { connected: false, since: 0 }) };
+}
+
+function relayStatus(session: Session): RelayStatus[] {
+  return session.relay
+    .servers()
+    .map(({ url, connected, error }) => ({ uri: url, available: connected, error: error?.message }));
+}
+
+function stunStatus(session: Session): RelayStatus[] {
+  const { direct } = session.engine;
+  return direct.servers.map((server) => ({
+    uri: `stun:${formatEndpoint(server)}`,
+    available: direct.mappedBy(server) !== undefined,
+    error: direct.mappedBy(server) === undefined ? "no answer yet" : undefined,
+  }));
+}
+
+function peerStatuses(session: Session, isPinned: (key: PublicKey) => boolean): PeerStatus[] {
+  const stats = session.device.allPeerStats();
+  const peers: PeerStatus[] = [];
+  for (const peer of session.engine.connections.peers)
+    peers.push(peerStatus(session, peer, stats.get(peer.key), isPinned(peer.key)));
+  for (const info of session.engine.model.offline) peers.push(offlineStatus(info, isPinned(info.key)));
+  return peers;
+}
+
+function peerStatus(
+  session: Session,
+  peer: PeerConnection,
+  stats: DevicePeerStats | undefined,
+  pinned: boolean,
+): PeerStatus {
+  const { info } = peer;
+  return {
+    key: peer.key,
+    fqdn: info.fqdn,
+    addresses: info.addresses,
+    state: peer.status,
+    reason: peer.reason,
+    since: peer.since,
+    lazy: session.engine.connections.decisionOf(peer.key),
+    pinned,
+    agentVersion: info.agentVersion,
+    path: peer.path,
+    relayServer: session.engine.relays.serverOf(peer.key) || undefined,
+    latencyMs: peer.latencyMs,
+    lastHandshake: stats?.lastHandshake ?? 0,
+    rxBytes: stats?.rxBytes ?? 0,
+    txBytes: stats?.txBytes ?? 0,
+    routes: info.routes,
+    timeline: peer.timeline,
+  };
+}
+
+function offlineStatus(info: PeerInfo, pinned: boolean): PeerStatus {
+  return {
+    key: info.key,
+    fqdn: info.fqdn,
+    addresses: info.addresses,
+    state: "idle",
+    reason: "its login expired",
+    since: 0,
+    lazy: { lazy: false, why: "its login expired" },
+    pinned,
+    agentVersion: info.agentVersion,
+    path: { kind: "none" },
+    lastHandshake: 0,
+    rxBytes: 0,
+    txBytes: 0,
+    routes: info.routes,
+    timeline: [],
+  };
+}
