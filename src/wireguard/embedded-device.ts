@@ -1,0 +1,499 @@
+import { Emitter } from "#base/emitter.ts";
+import { PerchError, unreachable } from "#base/errors.ts";
+import { type Endpoint, type IpAddress, sameEndpoint } from "#base/ip.ts";
+import type { PresharedKey, PrivateKey, PublicKey } from "#base/keys.ts";
+import type { Logger } from "#base/log.ts";
+import type { Clock, Timer } from "#base/time.ts";
+import { REJECT_AFTER_TIME } from "./constants.ts";
+import type {
+  DeviceEvents,
+  DevicePath,
+  DevicePeerConfig,
+  DevicePeerStats,
+  PacketSource,
+  WireGuardDevice,
+} from "./device.ts";
+import { type HandshakeAction, HandshakeManager, type HandshakeTiming } from "./handshake-manager.ts";
+import { INITIATION_BYTES, RESPONSE_BYTES } from "./messages.ts";
+import { NO_PATH, NO_PATHS, type PeerRow, PeerTable } from "./peer-table.ts";
+import { DataPlane, type DataPlaneOptions, type PlaneSource } from "./worker/data-plane.ts";
+
+export class DeviceError extends PerchError<"too-many-peers" | "keepalive-out-of-range"> {}
+
+export interface EmbeddedDeviceDeps {
+  readonly clock: Clock;
+  readonly log: Logger;
+}
+
+export interface EmbeddedDeviceOptions {
+  /** May contain `%d`. Taken names, missing privileges and the like are errors of `createEmbeddedDevice`. */
+  readonly interfaceName: string;
+  readonly privateKey: PrivateKey;
+  /** 0 takes a free one. */
+  readonly listenPort: number;
+  /** Inner MTU, bytes. */
+  readonly mtu: number;
+  readonly fwmark?: number;
+  /** Most peers, default 131,072. */
+  readonly peerCapacity?: number;
+  readonly offload?: NonNullable<DataPlaneOptions["offload"]>;
+  /** Protocol times, lowered by tests only. */
+  readonly handshakeRetry?: Partial<HandshakeTiming>;
+  readonly sessionLimits?: NonNullable<DataPlaneOptions["limits"]>;
+}
+
+/** What the device needs of the data worker; `DataPlane` is one. */
+export type Plane = Pick<
+  DataPlane,
+  | "events"
+  | "features"
+  | "interfaceName"
+  | "listenPort"
+  | "handshakeLoad"
+  | "addPeer"
+  | "removePeer"
+  | "setAsleep"
+  | "setKeepalive"
+  | "addPrefix"
+  | "removePrefix"
+  | "setPath"
+  | "installSession"
+  | "dropStaged"
+  | "noteAuthenticated"
+  | "injectRelayed"
+  | "sendDatagram"
+  | "peerCounters"
+  | "counters"
+  | "close"
+>;
+
+const DEFAULT_PEER_CAPACITY = 131_072;
+const MAX_KEEPALIVE_SECONDS = 65_535;
+/** Queue of handshake messages this full: "under load" (paper, section 5.3; the share that other implementations use). */
+const BUSY_FROM = 1 / 8;
+/** An initiation younger than this is worth sending again as it is over a path that came up meanwhile. */
+const WORTH_REPEATING = 1_000;
+
+/**
+ * Opens the interface and the sockets and starts the data worker. The interface is down and has no address: that is the
+ * caller's. Throws what the TUN, the sockets or the worker throw; nothing is left open then.
+ */
+export async function createEmbeddedDevice(
+  deps: EmbeddedDeviceDeps,
+  options: EmbeddedDeviceOptions,
+): Promise<WireGuardDevice> {
+  const {
+    interfaceName,
+    listenPort,
+    mtu,
+    fwmark,
+    peerCapacity = DEFAULT_PEER_CAPACITY,
+    offload,
+    sessionLimits,
+  } = options;
+  const plane = await DataPlane.start({
+    interfaceName,
+    listenPort,
+    mtu,
+    peerCapacity,
+    logger: deps.log,
+    ...(fwmark === undefined ? {} : { fwmark }),
+    ...(offload === undefined ? {} : { offload }),
+    ...(sessionLimits === undefined ? {} : { limits: sessionLimits }),
+  });
+  return new EmbeddedDevice({ ...deps, plane }, { ...options, peerCapacity });
+}
+
+/**
+ * The device interface over the data worker and the handshake manager. Both know peers by slot; this class knows which
+ * key has which slot, decides where handshake messages go, and turns what happens into events.
+ *
+ *   caller --- setPeer, setPath, initiate --->  EmbeddedDevice  --- peers, paths, session keys --->  data worker (TUN, UDP)
+ *          <-- wake, established, path-hint --       |   ^      <-- wake, handshake, need-handshake ---
+ *                                                    v   | actions
+ *                                             HandshakeManager
+ */
+export class EmbeddedDevice implements WireGuardDevice {
+  readonly kind = "embedded";
+  readonly publicKey: PublicKey;
+  readonly mtu: number;
+  readonly events = new Emitter<DeviceEvents>();
+  readonly #clock: Clock;
+  readonly #log: Logger;
+  readonly #plane: Plane;
+  readonly #handshakes: HandshakeManager;
+  readonly #peers: PeerTable;
+  #timer: Timer | undefined;
+  #timerAt = Number.POSITIVE_INFINITY;
+  #closing: Promise<void> | undefined;
+
+  constructor(
+    deps: EmbeddedDeviceDeps & { readonly plane: Plane },
+    options: Pick<EmbeddedDeviceOptions, "privateKey" | "mtu" | "handshakeRetry" | "peerCapacity">,
+  ) {
+    this.#clock = deps.clock;
+    this.#log = deps.log;
+    this.#plane = deps.plane;
+    this.mtu = options.mtu;
+    this.#peers = new PeerTable(options.peerCapacity ?? DEFAULT_PEER_CAPACITY);
+    const wall = (): number => this.#clock.wall();
+    this.#handshakes = new HandshakeManager({ wall }, options.privateKey, options.handshakeRetry);
+    this.publicKey = this.#handshakes.local.publicKey;
+    this.#listen();
+  }
+
+  get interfaceName(): string {
+    return this.#plane.interfaceName;
+  }
+
+  get listenPort(): number {
+    return this.#plane.listenPort;
+  }
+
+  get features(): readonly string[] {
+    return this.#plane.features;
+  }
+
+  // Peers
+
+  setPeer(key: PublicKey, config: DevicePeerConfig): void {
+    if (this.#closing || key === this.publicKey) return;
+    const keepalive = config.persistentKeepalive ?? 0;
+    if (!(Number.isInteger(keepalive) && keepalive >= 0 && keepalive <= MAX_KEEPALIVE_SECONDS)) {
+      throw new DeviceError(
+        "keepalive-out-of-range",
+        `persistent keepalive of ${keepalive} s is not between 0 and ${MAX_KEEPALIVE_SECONDS}`,
+      );
+    }
+    const row = this.#peers.get(key);
+    if (!row) {
+      this.#addPeer(key, config, keepalive);
+      return;
+    }
+    if (!samePresharedKey(row.presharedKey, config.presharedKey)) {
+      row.presharedKey = config.presharedKey;
+      this.#handshakes.setPresharedKey(row.slot, config.presharedKey);
+    }
+    this.#setPrefixes(row, config);
+    if (row.keepalive !== keepalive) {
+      row.keepalive = keepalive;
+      this.#plane.setKeepalive(row.slot, keepalive);
+    }
+    this.#setMode(row, config.mode);
+  }
+
+  removePeer(key: PublicKey): void {
+    const row = this.#peers.get(key);
+    if (!row || this.#closing) return;
+    this.#handshakes.removePeer(row.slot);
+    this.#plane.removePeer(row.slot);
+    this.#peers.remove(row, this.#clock.now());
+    this.#armTimer();
+  }
+
+  #addPeer(key: PublicKey, config: DevicePeerConfig, keepalive: number): void {
+    const row = this.#peers.add(key, this.#clock.now());
+    if (!row) throw new DeviceError("too-many-peers", `the device has ${this.#peers.size} peers and no room for more`);
+    row.mode = config.mode;
+    row.keepalive = keepalive;
+    row.presharedKey = config.presharedKey;
+    this.#handshakes.addPeer(row.slot, key, config.presharedKey);
+    this.#plane.addPeer(row.slot, { asleep: config.mode === "asleep", keepalive });
+    this.#setPrefixes(row, config);
+  }
+
+  #setPrefixes(row: PeerRow, config: DevicePeerConfig): void {
+    const { added, removed } = this.#peers.setPrefixes(row, config.allowedIps);
+    for (const prefix of removed) this.#plane.removePrefix(row.slot, prefix);
+    for (const prefix of added) this.#plane.addPrefix(row.slot, prefix);
+  }
+
+  #setMode(row: PeerRow, mode: PeerRow["mode"]): void {
+    if (row.mode === mode && !(mode === "asleep" && row.woken)) return;
+    row.mode = mode;
+    row.woken = false;
+    row.path = NO_PATH;
+    row.adopted = undefined;
+    row.initiatePaths = NO_PATHS;
+    if (mode === "asleep") {
+      this.#handshakes.cancel(row.slot);
+      this.#armTimer();
+    }
+    this.#plane.setAsleep(row.slot, mode === "asleep");
+  }
+
+  // Paths and handshakes on demand
+
+  setPath(key: PublicKey, path: DevicePath): void {
+    const row = this.#peers.get(key);
+    if (!row || row.mode === "asleep" || this.#closing) return;
+    const before = row.adopted ?? row.path;
+    row.path = path;
+    row.adopted = undefined;
+    if (!samePath(before, path)) this.#plane.setPath(row.slot, path);
+    if (path.kind === "none") return;
+    const now = this.#clock.now();
+    if (this.#handshakes.isInFlight(row.slot)) {
+      // The answer is awaited over other paths: this one gets the same message, unless that is too old to be of use.
+      if (row.sentOver.some((sent) => samePath(sent, path))) return;
+      this.#run(this.#handshakes.initiate(row.slot, now, WORTH_REPEATING), { paths: [path] });
+    } else if (before.kind === "none" && this.#isWaiting(row)) {
+      this.#run(this.#handshakes.initiate(row.slot, now), { paths: [path] });
+    }
+  }
+
+  initiate(key: PublicKey, paths: readonly DevicePath[]): boolean {
+    const row = this.#peers.get(key);
+    if (!row || row.mode === "asleep" || this.#closing) return false;
+    row.initiatePaths = paths.filter((path) => path.kind !== "none");
+    const actions = this.#handshakes.initiate(row.slot, this.#clock.now());
+    this.#run(actions, { paths: row.initiatePaths });
+    return actions.length > 0;
+  }
+
+  /** Packets are staged and no session could take them. */
+  #isWaiting(row: PeerRow): boolean {
+    const { stagedBytes, sessionCreated } = this.#plane.peerCounters(row.slot);
+    return stagedBytes > 0 && (sessionCreated === 0 || this.#clock.now() - sessionCreated >= REJECT_AFTER_TIME);
+  }
+
+  // Datagrams that are not ours to understand
+
+  injectRelayed(key: PublicKey, datagram: Uint8Array): void {
+    const row = this.#peers.get(key);
+    if (row && !this.#closing) this.#plane.injectRelayed(row.slot, datagram);
+  }
+
+  sendDatagram(datagram: Uint8Array, to: Endpoint, from?: Endpoint): void {
+    this.#plane.sendDatagram(datagram, to, from);
+  }
+
+  // Counters
+
+  peerStats(key: PublicKey): DevicePeerStats | undefined {
+    const row = this.#peers.get(key);
+    return row && this.#stats(row);
+  }
+
+  allPeerStats(): Map<PublicKey, DevicePeerStats> {
+    const all = new Map<PublicKey, DevicePeerStats>();
+    for (const row of this.#peers.rows()) all.set(row.key, this.#stats(row));
+    return all;
+  }
+
+  counters(): ReadonlyMap<string, number> {
+    return new Map<string, number>([
+      ...this.#plane.counters(),
+      ...this.#handshakes.counters(),
+      ["peers", this.#peers.size],
+      ["peers-in-contact", this.#handshakes.contacts],
+    ]);
+  }
+
+  #stats(row: PeerRow): DevicePeerStats {
+    const { rxBytes, txBytes, lastDataRx, lastDataTx, lastRx, stagedBytes } = this.#plane.peerCounters(row.slot);
+    return { rxBytes, txBytes, lastHandshake: row.lastHandshake, lastDataRx, lastDataTx, lastRx, stagedBytes };
+  }
+
+  // What the data worker says
+
+  #listen(): void {
+    const { events } = this.#plane;
+    events.on("handshake", ({ datagram, source, local }) => {
+      const isBusy = this.#plane.handshakeLoad >= BUSY_FROM;
+      this.#run(this.#handshakes.receive(datagram, source, this.#clock.now(), isBusy), { local });
+    });
+    events.on("wake", ({ slot, cause }) => {
+      const row = this.#peers.at(slot);
+      if (!row) return;
+      this.#wake(row, cause.kind === "packet" ? cause : { kind: "data", source: packetSource(cause.source) });
+    });
+    events.on("needHandshake", ({ slot }) => {
+      const row = this.#peers.at(slot);
+      if (!row || row.mode === "asleep" || this.#pathsOf(row).length === 0) return;
+      this.#run(this.#handshakes.want(slot, this.#clock.now()), {});
+    });
+    events.on("confirmed", ({ slot, source }) => {
+      const row = this.#peers.at(slot);
+      if (!row) return;
+      this.#handshakes.noteConfirmed(slot);
+      this.#establish(row, { role: "responder", source: packetSource(source) });
+    });
+    events.on("sessionEnded", ({ localIndex }) => this.#handshakes.noteSessionEnded(localIndex));
+    events.on("pathHint", ({ slot, source, adopted }) => {
+      const row = this.#peers.at(slot);
+      if (!row || row.mode === "asleep") return;
+      // The worker adopts on its own; a path chosen meanwhile has overruled it.
+      if (adopted && row.path.kind === "none") row.adopted = packetSource(source);
+      this.events.emit("path-hint", { key: row.key, source: packetSource(source) });
+    });
+    events.on("relayOut", ({ slot, datagram }) => {
+      const row = this.#peers.at(slot);
+      if (row) this.events.emit("relay-out", { key: row.key, datagram });
+    });
+    events.on("stun", ({ datagram, from, to }) => this.events.emit("stun", { datagram, from, to }));
+    events.on("pathError", ({ slot, endpoint, code }) => {
+      const row = this.#peers.at(slot);
+      if (row) this.events.emit("path-error", { key: row.key, endpoint, code });
+    });
+    events.on("gone", ({ reason }) => {
+      if (this.#closing) return;
+      this.#log.error("wireguard device is gone", { interface: this.interfaceName, reason });
+      void this.close();
+      this.events.emit("gone", { reason });
+    });
+  }
+
+  #wake(row: PeerRow, cause: DeviceEvents["wake"]["cause"]): void {
+    if (row.mode !== "asleep" || row.woken) return;
+    row.woken = true;
+    this.events.emit("wake", { key: row.key, cause });
+  }
+
+  #establish(row: PeerRow, how: Omit<DeviceEvents["established"], "key">): void {
+    row.lastHandshake = this.#clock.wall();
+    this.events.emit("established", { key: row.key, ...how });
+  }
+
+  // What the handshake manager wants done
+
+  #run(actions: readonly HandshakeAction[], context: RunContext): void {
+    for (const action of actions) {
+      if (action.kind === "send-reply") this.#reply(action, context.local);
+      else this.#apply(action, context);
+    }
+    this.#armTimer();
+  }
+
+  #reply(action: HandshakeAction & { kind: "send-reply" }, local: IpAddress | undefined): void {
+    const { slot, message, to } = action;
+    // A listener may have removed the peer between two actions; a cookie reply is for whoever the relay named.
+    const row = this.#peers.at(slot ?? (to.kind === "relay" ? to.slot : -1));
+    if (slot !== undefined && !row) return;
+    this.#send(row, packetSource(to), message, local);
+    if (slot !== undefined) this.#plane.noteAuthenticated(slot, "sent", message.length);
+  }
+
+  #apply(action: Exclude<HandshakeAction, { kind: "send-reply" }>, context: RunContext): void {
+    const row = this.#peers.at(action.slot);
+    if (!row) {
+      if (action.kind === "session") action.keys.wipe();
+      return;
+    }
+    switch (action.kind) {
+      case "send-initiation": {
+        const paths = context.paths ?? this.#pathsOf(row);
+        row.sentOver = action.repeated ? [...row.sentOver, ...paths] : paths;
+        for (const path of paths) this.#send(row, path, action.message, undefined);
+        if (paths.length > 0) this.#plane.noteAuthenticated(row.slot, "sent", action.message.length * paths.length);
+        return;
+      }
+      case "initiation-accepted":
+        this.#plane.noteAuthenticated(row.slot, "received", INITIATION_BYTES);
+        this.#wake(row, { kind: "handshake", source: packetSource(action.source) });
+        this.#hint(row, packetSource(action.source));
+        return;
+      case "session":
+        if (action.keys.role === "initiator") this.#adopt(row, packetSource(action.source));
+        this.#plane.installSession(row.slot, action.keys);
+        action.keys.wipe();
+        return;
+      case "completed": {
+        const source = packetSource(action.source);
+        this.#plane.noteAuthenticated(row.slot, "received", RESPONSE_BYTES);
+        this.#hint(row, source);
+        this.#establish(row, { role: "initiator", source, ...(action.rtt === undefined ? {} : { rtt: action.rtt }) });
+        return;
+      }
+      case "gave-up": {
+        const droppedBytes = this.#plane.peerCounters(row.slot).stagedBytes;
+        this.#plane.dropStaged(row.slot);
+        this.events.emit("handshake-failed", { key: row.key, droppedBytes });
+        return;
+      }
+      default:
+        unreachable(action);
+    }
+  }
+
+  /** Where a handshake just worked is good enough for data until the caller chooses. */
+  #adopt(row: PeerRow, source: PacketSource): void {
+    if (row.mode === "asleep" || row.path.kind !== "none" || (row.adopted && samePath(row.adopted, source))) return;
+    row.adopted = source;
+    this.#plane.setPath(row.slot, source);
+  }
+
+  #hint(row: PeerRow, source: PacketSource): void {
+    if (row.mode === "awake" && !samePath(row.path, source)) this.events.emit("path-hint", { key: row.key, source });
+  }
+
+  #pathsOf(row: PeerRow): readonly DevicePath[] {
+    if (row.path.kind !== "none") return [row.path];
+    return row.adopted ? [row.adopted] : row.initiatePaths;
+  }
+
+  #send(row: PeerRow | undefined, path: DevicePath, message: Uint8Array, from: IpAddress | undefined): void {
+    if (path.kind === "none" || this.#closing) return;
+    if (path.kind === "relay") {
+      if (row) this.events.emit("relay-out", { key: row.key, datagram: message.slice() });
+      return;
+    }
+    const { endpoint } = path;
+    let code = this.#plane.sendDatagram(message, endpoint, from && { address: from, port: this.listenPort });
+    // The address that the question came to may be gone by now; any other will do.
+    if (code !== undefined && from) code = this.#plane.sendDatagram(message, endpoint);
+    if (code !== undefined && row && !TRANSIENT.has(code)) {
+      this.events.emit("path-error", { key: row.key, endpoint, code });
+    }
+  }
+
+  #armTimer(): void {
+    const next = this.#handshakes.nextDeadline() ?? Number.POSITIVE_INFINITY;
+    if (next === this.#timerAt || this.#closing) return;
+    this.#timer?.cancel();
+    this.#timerAt = next;
+    this.#timer =
+      next === Number.POSITIVE_INFINITY
+        ? undefined
+        : this.#clock.after(Math.max(0, next - this.#clock.now()), () => {
+            this.#timerAt = Number.POSITIVE_INFINITY;
+            this.#run(this.#handshakes.tick(this.#clock.now()), {});
+          });
+  }
+
+  // The end
+
+  close(): Promise<void> {
+    if (!this.#closing) {
+      this.#timer?.cancel();
+      this.#closing = this.#plane.close();
+      this.#handshakes.close();
+    }
+    return this.#closing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
+
+/** `local`: the address that a message came to, which its answer leaves from. `paths`: instead of the peer's own. */
+interface RunContext {
+  readonly local?: IpAddress | undefined;
+  readonly paths?: readonly DevicePath[];
+}
+
+/** The kernel had no room just now: the path is not to blame. */
+const TRANSIENT: ReadonlySet<string> = new Set(["EAGAIN", "ENOBUFS", "EINTR"]);
+
+function packetSource(source: PlaneSource): PacketSource {
+  return source.kind === "udp" ? source : { kind: "relay" };
+}
+
+function samePath(a: DevicePath, b: DevicePath): boolean {
+  return a.kind === b.kind && (a.kind !== "udp" || sameEndpoint(a.endpoint, (b as typeof a).endpoint));
+}
+
+function samePresharedKey(a: PresharedKey | undefined, b: PresharedKey | undefined): boolean {
+  return a === undefined || b === undefined ? a === b : a.equals(b);
+}

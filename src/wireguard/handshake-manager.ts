@@ -1,0 +1,513 @@
+import { type Endpoint, ipToBytes } from "#base/ip.ts";
+import { type PresharedKey, type PrivateKey, PublicKey } from "#base/keys.ts";
+import type { Millis } from "#base/time.ts";
+import {
+  HANDSHAKE_INITIATION_INTERVAL,
+  REKEY_ATTEMPT_TIME,
+  REKEY_TIMEOUT,
+  REKEY_TIMEOUT_JITTER,
+  UNDER_LOAD_HOLD,
+  ZERO_KEYS_TIME,
+} from "./constants.ts";
+import { CookieChecker, CookieJar } from "./cookie.ts";
+import { DeadlineQueue } from "./deadline-queue.ts";
+import {
+  acceptInitiation,
+  consumeResponse,
+  createInitiation,
+  createResponse,
+  type InitiationClaim,
+  readInitiation,
+  type SentInitiation,
+  type SessionKeys,
+} from "./handshake.ts";
+import { LocalIdentity, RemoteIdentity } from "./identity.ts";
+import { IndexTable } from "./index-table.ts";
+import { COOKIE_REPLY, MessageType, messageType, RESPONSE, readU32 } from "./messages.ts";
+import { RateLimiter, rateLimitKey } from "./rate-limiter.ts";
+import { isLaterTai64n, Tai64nClock } from "./tai64n.ts";
+import { type Ephemeral, generateEphemeral } from "./x25519.ts";
+
+/** Where a handshake message came from, and so where its answer goes. `slot`: the peer that the relay named. */
+export type HandshakeSource =
+  | { readonly kind: "udp"; readonly endpoint: Endpoint }
+  | { readonly kind: "relay"; readonly slot: number };
+
+/** What the manager wants done, in order. Messages and keys belong to the receiver of the action, who wipes the keys. */
+export type HandshakeAction =
+  /** Send over the peer's path. `repeated`: the bytes went out before. */
+  | {
+      readonly kind: "send-initiation";
+      readonly slot: number;
+      readonly message: Uint8Array;
+      readonly repeated: boolean;
+    }
+  /** Send where the refused or accepted message came from. A cookie reply has no slot: nobody was authenticated. */
+  | {
+      readonly kind: "send-reply";
+      readonly slot: number | undefined;
+      readonly message: Uint8Array;
+      readonly to: HandshakeSource;
+    }
+  /** Install the keys; comes before the response is sent, so that the first packet finds them. */
+  | { readonly kind: "session"; readonly slot: number; readonly keys: SessionKeys; readonly source: HandshakeSource }
+  /** An authentic and fresh initiation arrived; its answer follows. */
+  | { readonly kind: "initiation-accepted"; readonly slot: number; readonly source: HandshakeSource }
+  /** Our initiation was answered; `rtt` when it went out once only. */
+  | {
+      readonly kind: "completed";
+      readonly slot: number;
+      readonly source: HandshakeSource;
+      readonly rtt: Millis | undefined;
+    }
+  /** No answer for 90 s. */
+  | { readonly kind: "gave-up"; readonly slot: number };
+
+/** Why handshake messages were not acted on, and how many cookie messages there were. */
+export const HANDSHAKE_COUNTERS = [
+  "handshake-initiations-sent",
+  "handshake-initiations-accepted",
+  "handshake-completed",
+  "handshake-given-up",
+  "cookie-replies-sent",
+  "cookie-replies-taken",
+  "drop-handshake-malformed",
+  "drop-handshake-mac1",
+  "drop-handshake-rate-limit",
+  "drop-handshake-unknown-peer",
+  "drop-handshake-own-key",
+  "drop-handshake-relay-mismatch",
+  "drop-handshake-authentication",
+  "drop-handshake-replay",
+  "drop-handshake-flood",
+  "drop-handshake-no-state",
+  "drop-cookie-reply",
+] as const;
+export type HandshakeCounter = (typeof HANDSHAKE_COUNTERS)[number];
+
+/** Lowered by tests only; the defaults are the protocol's. */
+export interface HandshakeTiming {
+  readonly rekeyTimeout: Millis;
+  readonly jitter: Millis;
+  readonly rekeyAttemptTime: Millis;
+}
+
+export const PROTOCOL_TIMING: HandshakeTiming = {
+  rekeyTimeout: REKEY_TIMEOUT,
+  jitter: REKEY_TIMEOUT_JITTER,
+  rekeyAttemptTime: REKEY_ATTEMPT_TIME,
+};
+
+export interface HandshakeManagerDeps {
+  /** Milliseconds since the Unix epoch, for timestamps in initiations. */
+  readonly wall: () => number;
+  /** In [0, 1), for the jitter of retransmissions; default Math.random. */
+  readonly random?: () => number;
+  /** Default: a new pair for each handshake, which is the only right thing outside of tests. */
+  readonly ephemeral?: () => Ephemeral;
+}
+
+/**
+ * An initiation that is asked for again this soon goes out again as the same bytes: a responder accepts one in 20 ms, and a
+ * new message would have thrown away the state that the answer to the first one needs.
+ */
+const RESEND_WITHIN: Millis = 50;
+/** How often contacts are looked through for ones that are over. Only while there are any. */
+const SWEEP_INTERVAL: Millis = 60_000;
+const SWEEP_ID = -1;
+
+interface InFlight {
+  readonly sent: SentInitiation;
+  readonly sentAt: Millis;
+  /** When this run of attempts began. */
+  readonly startedAt: Millis;
+  readonly resent: boolean;
+  /** False once a session came about the other way: an answer is still welcome, but nobody waits for it. */
+  readonly retry: boolean;
+}
+
+/** What is kept of a peer that handshakes were exchanged with, until 9 minutes after the last one. */
+interface Contact {
+  readonly remote: RemoteIdentity;
+  readonly cookies: CookieJar;
+  inFlight: InFlight | undefined;
+  /** Last initiation or response sent, for the 5 s rule. */
+  lastSentAt: Millis;
+  lastAcceptedAt: Millis;
+  lastActiveAt: Millis;
+}
+
+interface Peer {
+  readonly slot: number;
+  readonly key: PublicKey;
+  presharedKey: PresharedKey | undefined;
+  contact: Contact | undefined;
+  /** Greatest timestamp accepted; outlives the contact, or old initiations could be replayed. */
+  lastTimestamp: Uint8Array | undefined;
+}
+
+/**
+ * Handshakes of one device (paper, sections 5 and 6): who may open one, what is answered, repeated and given up. No IO and
+ * no clock: datagrams and the time come in, actions go out. A peer that nothing was exchanged with is one map entry;
+ * everything with a cost hangs on `contact` and appears with the first initiation in either direction.
+ *
+ * Our own initiation and the peer's do not share state, other than in the paper: when both start at once, both handshakes
+ * complete and either session carries data, where sharing would discard both initiations and wait 5 s for the next.
+ */
+export class HandshakeManager {
+  readonly local: LocalIdentity;
+  readonly #checker: CookieChecker;
+  readonly #limiter = new RateLimiter();
+  readonly #timestamps: Tai64nClock;
+  readonly #indices = new IndexTable<number>();
+  readonly #byKey = new Map<PublicKey, Peer>();
+  readonly #bySlot = new Map<number, Peer>();
+  readonly #inContact = new Set<Peer>();
+  /** By slot: when an unanswered initiation is repeated; and the sweep. */
+  readonly #deadlines = new DeadlineQueue();
+  readonly #counters = new Map<HandshakeCounter, number>(HANDSHAKE_COUNTERS.map((name) => [name, 0]));
+  readonly #random: () => number;
+  readonly #ephemeral: () => Ephemeral;
+  readonly #timing: HandshakeTiming;
+  #underLoadUntil: Millis = Number.NEGATIVE_INFINITY;
+
+  constructor(deps: HandshakeManagerDeps, privateKey: PrivateKey, timing: Partial<HandshakeTiming> = {}) {
+    this.local = new LocalIdentity(privateKey);
+    this.#checker = new CookieChecker(this.local);
+    this.#timestamps = new Tai64nClock(deps.wall);
+    this.#random = deps.random ?? Math.random;
+    this.#ephemeral = deps.ephemeral ?? generateEphemeral;
+    this.#timing = { ...PROTOCOL_TIMING, ...timing };
+  }
+
+  // Peers
+
+  /** `slot` must be free and `key` new; the slot names the peer in every action. */
+  addPeer(slot: number, key: PublicKey, presharedKey: PresharedKey | undefined): void {
+    const peer = { slot, key, presharedKey, contact: undefined, lastTimestamp: undefined };
+    this.#byKey.set(key, peer);
+    this.#bySlot.set(slot, peer);
+  }
+
+  /** From the next handshake on; sessions stay. */
+  setPresharedKey(slot: number, presharedKey: PresharedKey | undefined): void {
+    this.#bySlot.get(slot)!.presharedKey = presharedKey;
+  }
+
+  removePeer(slot: number): void {
+    const peer = this.#bySlot.get(slot);
+    if (!peer) return;
+    this.#endContact(peer);
+    this.#byKey.delete(peer.key);
+    this.#bySlot.delete(slot);
+  }
+
+  /** Stops repeating our initiation and forgets it, as when the peer goes to sleep. Never an error. */
+  cancel(slot: number): void {
+    const contact = this.#bySlot.get(slot)?.contact;
+    if (contact) this.#dropInFlight(slot, contact);
+  }
+
+  /** Peers that cost more than a map entry, for tests and `status`. */
+  get contacts(): number {
+    return this.#inContact.size;
+  }
+
+  /** Handshakes and sessions that hold an index. */
+  get indicesInUse(): number {
+    return this.#indices.size;
+  }
+
+  counters(): ReadonlyMap<HandshakeCounter, number> {
+    return this.#counters;
+  }
+
+  // Starting a handshake
+
+  /** The data path would like a session: obeys the 5 s rule, so it may be called as often as there is a reason. */
+  want(slot: number, now: Millis): HandshakeAction[] {
+    const peer = this.#bySlot.get(slot);
+    if (!peer) return [];
+    const { contact } = peer;
+    if (contact && (contact.inFlight?.retry || now - contact.lastSentAt < this.#timing.rekeyTimeout)) return [];
+    return this.#initiate(peer, now, now);
+  }
+
+  /**
+   * Somebody who knows better wants an initiation now, whatever was sent before. One that is younger than `reuseWithin`
+   * is repeated byte for byte (for a path that it did not go over yet), an older one is replaced and cannot be answered
+   * any more. Empty when the slot is free or the peer's key degenerate.
+   */
+  initiate(slot: number, now: Millis, reuseWithin: Millis = RESEND_WITHIN): HandshakeAction[] {
+    const peer = this.#bySlot.get(slot);
+    if (!peer) return [];
+    const inFlight = peer.contact?.inFlight;
+    if (!inFlight || now - inFlight.sentAt >= reuseWithin) return this.#initiate(peer, now, now);
+    peer.contact!.inFlight = { ...inFlight, resent: true, retry: true };
+    return [{ kind: "send-initiation", slot, message: inFlight.sent.message.slice(), repeated: true }];
+  }
+
+  /** Whether an initiation of ours waits for its answer. */
+  isInFlight(slot: number): boolean {
+    return this.#bySlot.get(slot)?.contact?.inFlight?.retry ?? false;
+  }
+
+  #initiate(peer: Peer, now: Millis, startedAt: Millis): HandshakeAction[] {
+    const contact = this.#contact(peer, now);
+    if (!contact) return [];
+    this.#dropInFlight(peer.slot, contact);
+    const localIndex = this.#indices.allocate(peer.slot);
+    const sent = createInitiation(this.local, contact.remote, {
+      ephemeral: this.#ephemeral(),
+      localIndex,
+      timestamp: this.#timestamps.next(),
+    });
+    if (!sent) {
+      this.#indices.free(localIndex);
+      return [];
+    }
+    contact.cookies.stamp(sent.message, now);
+    contact.inFlight = { sent, sentAt: now, startedAt, resent: false, retry: true };
+    contact.lastSentAt = now;
+    contact.lastActiveAt = now;
+    const repeatAt = now + this.#timing.rekeyTimeout + this.#random() * this.#timing.jitter;
+    this.#deadlines.set(peer.slot, Math.min(repeatAt, startedAt + this.#timing.rekeyAttemptTime));
+    this.#count("handshake-initiations-sent");
+    return [{ kind: "send-initiation", slot: peer.slot, message: sent.message.slice(), repeated: false }];
+  }
+
+  // Time
+
+  /** When `tick` wants to be called next. */
+  nextDeadline(): Millis | undefined {
+    return this.#deadlines.next();
+  }
+
+  /** Repeats what was not answered for 5 s, gives up what was not for 90 s, forgets peers after 9 minutes of nothing. */
+  tick(now: Millis): HandshakeAction[] {
+    const actions: HandshakeAction[] = [];
+    for (let id = this.#deadlines.takeDue(now); id !== undefined; id = this.#deadlines.takeDue(now)) {
+      if (id === SWEEP_ID) {
+        this.#sweep(now);
+        continue;
+      }
+      const peer = this.#bySlot.get(id);
+      const inFlight = peer?.contact?.inFlight;
+      if (!peer?.contact || !inFlight) continue;
+      if (!inFlight.retry) {
+        this.#dropInFlight(id, peer.contact);
+      } else if (now - inFlight.startedAt >= this.#timing.rekeyAttemptTime) {
+        this.#dropInFlight(id, peer.contact);
+        this.#count("handshake-given-up");
+        actions.push({ kind: "gave-up", slot: id });
+      } else {
+        actions.push(...this.#initiate(peer, now, inFlight.startedAt));
+      }
+    }
+    return actions;
+  }
+
+  #sweep(now: Millis): void {
+    for (const peer of this.#inContact) {
+      const contact = peer.contact!;
+      if (!contact.inFlight && now - contact.lastActiveAt >= ZERO_KEYS_TIME) this.#endContact(peer);
+    }
+    if (this.#inContact.size > 0) this.#deadlines.set(SWEEP_ID, now + SWEEP_INTERVAL);
+  }
+
+  // Facts from the data path
+
+  /** The first packet came on a responder's session: our own initiation, if there is one, is not repeated any more. */
+  noteConfirmed(slot: number): void {
+    const contact = this.#bySlot.get(slot)?.contact;
+    if (contact?.inFlight) contact.inFlight = { ...contact.inFlight, retry: false };
+    this.#count("handshake-completed");
+  }
+
+  /** A session is gone, its index may be drawn again. */
+  noteSessionEnded(localIndex: number): void {
+    this.#indices.free(localIndex);
+  }
+
+  // Messages
+
+  /**
+   * Takes a message of type 1, 2 or 3. `busy`: more of them wait than are good; for a second from then on mac2 is asked
+   * for. Anything wrong is counted and dropped.
+   */
+  receive(datagram: Uint8Array, source: HandshakeSource, now: Millis, busy: boolean): HandshakeAction[] {
+    if (busy) this.#underLoadUntil = now + UNDER_LOAD_HOLD;
+    switch (messageType(datagram)) {
+      case MessageType.initiation:
+        return this.#admit(datagram, source, now) ?? this.#receiveInitiation(datagram, source, now);
+      case MessageType.response:
+        return this.#admit(datagram, source, now) ?? this.#receiveResponse(datagram, source, now);
+      case MessageType.cookieReply:
+        return this.#receiveCookieReply(datagram, now);
+      default:
+        return this.#drop("drop-handshake-malformed");
+    }
+  }
+
+  /** mac1, and under load mac2 and the rate: undefined when the message may go on, else what to do instead. */
+  #admit(message: Uint8Array, source: HandshakeSource, now: Millis): HandshakeAction[] | undefined {
+    if (!this.#checker.isMac1Valid(message)) return this.#drop("drop-handshake-mac1");
+    if (now >= this.#underLoadUntil) return undefined;
+    const address = sourceBytes(source);
+    if (!this.#checker.isMac2Valid(message, address, now)) {
+      this.#count("cookie-replies-sent");
+      const reply = this.#checker.createReply(message, address, now);
+      return [{ kind: "send-reply", slot: undefined, message: reply, to: source }];
+    }
+    const limited = source.kind === "udp" ? rateLimitKey(source.endpoint.address) : `relay ${source.slot}`;
+    return this.#limiter.allow(limited, now) ? undefined : this.#drop("drop-handshake-rate-limit");
+  }
+
+  #receiveInitiation(message: Uint8Array, source: HandshakeSource, now: Millis): HandshakeAction[] {
+    const claim = readInitiation(this.local, message);
+    if (!claim) return this.#drop("drop-handshake-authentication");
+    const key = PublicKey.fromBytes(claim.staticBytes);
+    const peer = this.#byKey.get(key);
+    if (!peer)
+      return this.#drop(key === this.local.publicKey ? "drop-handshake-own-key" : "drop-handshake-unknown-peer");
+    if (source.kind === "relay" && source.slot !== peer.slot) return this.#drop("drop-handshake-relay-mismatch");
+    if (peer.contact && now - peer.contact.lastAcceptedAt < HANDSHAKE_INITIATION_INTERVAL)
+      return this.#drop("drop-handshake-flood");
+    return this.#answer(peer, claim, source, now);
+  }
+
+  #answer(peer: Peer, claim: InitiationClaim, source: HandshakeSource, now: Millis): HandshakeAction[] {
+    // A contact made for this message is given up again unless the message proves to be the peer's: naming a key is free.
+    const isNew = peer.contact === undefined;
+    const contact = this.#contact(peer, now);
+    const received = contact && acceptInitiation(claim, contact.remote);
+    const isFresh = received && (!peer.lastTimestamp || isLaterTai64n(received.timestamp, peer.lastTimestamp));
+    if (!contact || !received || !isFresh) {
+      received?.transcript.wipe();
+      if (isNew) this.#endContact(peer);
+      return this.#drop(received ? "drop-handshake-replay" : "drop-handshake-authentication");
+    }
+    peer.lastTimestamp = received.timestamp.slice();
+    contact.lastAcceptedAt = now;
+    const localIndex = this.#indices.allocate(peer.slot);
+    const answer = createResponse(contact.remote, received, {
+      ephemeral: this.#ephemeral(),
+      localIndex,
+      presharedKey: peer.presharedKey,
+    });
+    if (!answer) {
+      this.#indices.free(localIndex);
+      return this.#drop("drop-handshake-authentication");
+    }
+    contact.cookies.stamp(answer.message, now);
+    contact.lastSentAt = now;
+    contact.lastActiveAt = now;
+    this.#count("handshake-initiations-accepted");
+    const { slot } = peer;
+    return [
+      { kind: "initiation-accepted", slot, source },
+      { kind: "session", slot, keys: answer.keys, source },
+      { kind: "send-reply", slot, message: answer.message, to: source },
+    ];
+  }
+
+  #receiveResponse(message: Uint8Array, source: HandshakeSource, now: Millis): HandshakeAction[] {
+    const index = readU32(message, RESPONSE.receiver);
+    const slot = this.#indices.get(index);
+    const peer = slot === undefined ? undefined : this.#bySlot.get(slot);
+    const inFlight = peer?.contact?.inFlight;
+    if (!peer?.contact || inFlight?.sent.localIndex !== index) return this.#drop("drop-handshake-no-state");
+    if (source.kind === "relay" && source.slot !== peer.slot) return this.#drop("drop-handshake-relay-mismatch");
+    const keys = consumeResponse(this.local, inFlight.sent, message, peer.presharedKey);
+    if (!keys) return this.#drop("drop-handshake-authentication");
+    // The index goes on living as the session's.
+    peer.contact.inFlight = undefined;
+    peer.contact.lastActiveAt = now;
+    this.#deadlines.cancel(peer.slot);
+    this.#count("handshake-completed");
+    return [
+      { kind: "session", slot: peer.slot, keys, source },
+      { kind: "completed", slot: peer.slot, source, rtt: inFlight.resent ? undefined : now - inFlight.sentAt },
+    ];
+  }
+
+  #receiveCookieReply(message: Uint8Array, now: Millis): HandshakeAction[] {
+    const slot = this.#indices.get(readU32(message, COOKIE_REPLY.receiver));
+    const contact = slot === undefined ? undefined : this.#bySlot.get(slot)?.contact;
+    if (!contact?.cookies.consumeReply(contact.remote, message, now)) return this.#drop("drop-cookie-reply");
+    this.#count("cookie-replies-taken");
+    return [];
+  }
+
+  // Ends
+
+  /** Wipes everything; the object is of no use afterwards. */
+  close(): void {
+    for (const peer of [...this.#inContact]) this.#endContact(peer);
+    this.#byKey.clear();
+    this.#bySlot.clear();
+    this.#deadlines.cancel(SWEEP_ID);
+    this.#checker.wipe();
+  }
+
+  #contact(peer: Peer, now: Millis): Contact | undefined {
+    if (peer.contact) return peer.contact;
+    const remote = RemoteIdentity.create(this.local, PublicKey.toBytes(peer.key));
+    if (!remote) return undefined;
+    peer.contact = {
+      remote,
+      cookies: new CookieJar(),
+      inFlight: undefined,
+      lastSentAt: Number.NEGATIVE_INFINITY,
+      lastAcceptedAt: Number.NEGATIVE_INFINITY,
+      lastActiveAt: now,
+    };
+    if (this.#inContact.size === 0) this.#deadlines.set(SWEEP_ID, now + SWEEP_INTERVAL);
+    this.#inContact.add(peer);
+    return peer.contact;
+  }
+
+  #endContact(peer: Peer): void {
+    const { contact } = peer;
+    if (!contact) return;
+    this.#dropInFlight(peer.slot, contact);
+    contact.cookies.wipe();
+    contact.remote.wipe();
+    peer.contact = undefined;
+    this.#inContact.delete(peer);
+    if (this.#inContact.size === 0) this.#deadlines.cancel(SWEEP_ID);
+  }
+
+  #dropInFlight(slot: number, contact: Contact): void {
+    const { inFlight } = contact;
+    if (!inFlight) return;
+    inFlight.sent.transcript.wipe();
+    this.#indices.free(inFlight.sent.localIndex);
+    contact.inFlight = undefined;
+    this.#deadlines.cancel(slot);
+  }
+
+  #drop(reason: HandshakeCounter): [] {
+    this.#count(reason);
+    return [];
+  }
+
+  #count(name: HandshakeCounter): void {
+    this.#counters.set(name, this.#counters.get(name)! + 1);
+  }
+}
+
+/** What a cookie is bound to: address and port, or the relay and the peer that it named. */
+function sourceBytes(source: HandshakeSource): Uint8Array {
+  if (source.kind === "relay") {
+    const bytes = Buffer.from("relay....");
+    bytes.writeUInt32BE(source.slot, 5);
+    return bytes;
+  }
+  const address = ipToBytes(source.endpoint.address);
+  const bytes = new Uint8Array(address.length + 2);
+  bytes.set(address);
+  bytes[address.length] = source.endpoint.port >> 8;
+  bytes[address.length + 1] = source.endpoint.port;
+  return bytes;
+}

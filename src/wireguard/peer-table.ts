@@ -1,0 +1,147 @@
+import { formatPrefix, maskPrefix, type Prefix } from "#base/ip.ts";
+import type { PresharedKey, PublicKey } from "#base/keys.ts";
+import type { Millis } from "#base/time.ts";
+import type { DevicePath } from "./device.ts";
+
+/** One configured peer of the embedded device. An asleep one has nothing but this. */
+export interface PeerRow {
+  readonly key: PublicKey;
+  /** Names the peer towards the data worker. */
+  readonly slot: number;
+  mode: "asleep" | "awake";
+  presharedKey: PresharedKey | undefined;
+  /** Seconds, 0 = off. */
+  keepalive: number;
+  /** The list as last given: the same object again means no change. */
+  allowedIps: readonly Prefix[];
+  /** The prefixes it has now, masked, as text; others may have taken some away. */
+  prefixes: readonly string[];
+  /** Chosen by the caller; `none` while asleep. */
+  path: DevicePath;
+  /** Stands in while `path` is `none`: where the peer was last heard. */
+  adopted: DevicePath | undefined;
+  /** Paths of the last `initiate`, for repetitions while there is no other. */
+  initiatePaths: readonly DevicePath[];
+  /** What the unanswered initiation went over so far. */
+  sentOver: readonly DevicePath[];
+  /** A wake was reported in this sleep. */
+  woken: boolean;
+  /** Wall clock, ms; 0 = never. */
+  lastHandshake: number;
+}
+
+/** A freed slot rests this long, so that a late report about its last owner is not taken for one about the next. */
+const SLOT_REST: Millis = 5_000;
+
+/** What a change of allowed IPs means for the data path. */
+export interface PrefixChange {
+  readonly added: readonly Prefix[];
+  readonly removed: readonly Prefix[];
+}
+
+/** The peers of one device by key and by slot, and who owns which prefix. All operations cost what changes, not what is. */
+export class PeerTable {
+  readonly #byKey = new Map<PublicKey, PeerRow>();
+  readonly #bySlot: (PeerRow | undefined)[] = [];
+  /** Masked prefix as text -> its one owner. */
+  readonly #owners = new Map<string, PeerRow>();
+  readonly #resting: { readonly slot: number; readonly since: Millis }[] = [];
+  #restingFrom = 0;
+  readonly #capacity: number;
+
+  /** `capacity`: slots there are; near it, resting slots are used early. */
+  constructor(capacity: number) {
+    this.#capacity = capacity;
+  }
+
+  get size(): number {
+    return this.#byKey.size;
+  }
+
+  get(key: PublicKey): PeerRow | undefined {
+    return this.#byKey.get(key);
+  }
+
+  at(slot: number): PeerRow | undefined {
+    return this.#bySlot[slot];
+  }
+
+  rows(): IterableIterator<PeerRow> {
+    return this.#byKey.values();
+  }
+
+  /** Undefined when all slots are taken. */
+  add(key: PublicKey, now: Millis): PeerRow | undefined {
+    const slot = this.#takeSlot(now);
+    if (slot === undefined) return undefined;
+    const row: PeerRow = {
+      key,
+      slot,
+      mode: "asleep",
+      presharedKey: undefined,
+      keepalive: 0,
+      allowedIps: NO_PREFIXES,
+      prefixes: NO_TEXTS,
+      path: NO_PATH,
+      adopted: undefined,
+      initiatePaths: NO_PATHS,
+      sentOver: NO_PATHS,
+      woken: false,
+      lastHandshake: 0,
+    };
+    this.#byKey.set(key, row);
+    this.#bySlot[slot] = row;
+    return row;
+  }
+
+  remove(row: PeerRow, now: Millis): void {
+    for (const prefix of row.prefixes) if (this.#owners.get(prefix) === row) this.#owners.delete(prefix);
+    this.#byKey.delete(row.key);
+    this.#bySlot[row.slot] = undefined;
+    this.#resting.push({ slot: row.slot, since: now });
+  }
+
+  /** Makes `allowedIps` the peer's prefixes; those that another peer had move over. */
+  setPrefixes(row: PeerRow, allowedIps: readonly Prefix[]): PrefixChange {
+    if (allowedIps === row.allowedIps) return NO_CHANGE;
+    const wanted = new Map(allowedIps.map(maskPrefix).map((prefix) => [formatPrefix(prefix), prefix]));
+    const removed: string[] = [];
+    for (const text of row.prefixes) {
+      if (this.#owners.get(text) !== row || wanted.has(text)) continue;
+      this.#owners.delete(text);
+      removed.push(text);
+    }
+    const added: Prefix[] = [];
+    for (const [text, prefix] of wanted) {
+      if (this.#owners.get(text) === row) continue;
+      this.#owners.set(text, row);
+      added.push(prefix);
+    }
+    const earlier = new Map(row.allowedIps.map(maskPrefix).map((prefix) => [formatPrefix(prefix), prefix]));
+    row.allowedIps = allowedIps;
+    row.prefixes = [...wanted.keys()];
+    return { added, removed: removed.map((text) => earlier.get(text)!) };
+  }
+
+  #takeSlot(now: Millis): number | undefined {
+    const first = this.#resting[this.#restingFrom];
+    const isFull = this.#bySlot.length >= this.#capacity;
+    if (first && (isFull || now - first.since >= SLOT_REST)) {
+      this.#restingFrom++;
+      if (this.#restingFrom > 1024 && this.#restingFrom * 2 > this.#resting.length) {
+        this.#resting.splice(0, this.#restingFrom);
+        this.#restingFrom = 0;
+      }
+      return first.slot;
+    }
+    if (isFull) return undefined;
+    this.#bySlot.push(undefined);
+    return this.#bySlot.length - 1;
+  }
+}
+
+export const NO_PATH: DevicePath = { kind: "none" };
+export const NO_PATHS: readonly DevicePath[] = [];
+const NO_PREFIXES: readonly Prefix[] = [];
+const NO_TEXTS: readonly string[] = [];
+const NO_CHANGE: PrefixChange = { added: [], removed: [] };
