@@ -101,6 +101,11 @@ export class Lab implements AsyncDisposable {
     await this.#router.request({ kind: "start" });
   }
 
+  /** Process id of the router, to measure it. */
+  get routerPid(): number | undefined {
+    return this.#router.pid;
+  }
+
   /** Throws LabError `topology-invalid` for a name that is not there. */
   host(name: string): Host {
     return this.hosts[this.#hostIndex(name)]!;

@@ -9,6 +9,8 @@ export const HOST_INTERFACE = "net0";
 
 const NAMESPACE_FOLDER = "/run/netns";
 const NAME_PATTERN = /^perch-([0-9a-z]+)-([0-9a-z]+)-[0-9a-z]+-/;
+/** What a host may send in one burst before the router has read it; the kernel drops the rest. */
+const TRANSMIT_QUEUE_PACKETS = 5000;
 const TOOL_TIMEOUT_MS = 10_000;
 
 let labsMade = 0;
@@ -148,7 +150,11 @@ export async function installInterface(
   await run(
     "ip",
     ["netns", "exec", namespace, "sh", "-c", script],
-    ["link set lo up", `link set ${HOST_INTERFACE} mtu ${mtu} txqueuelen 1000 up`, ...addressCommands(addresses)],
+    [
+      "link set lo up",
+      `link set ${HOST_INTERFACE} mtu ${mtu} txqueuelen ${TRANSMIT_QUEUE_PACKETS} up`,
+      ...addressCommands(addresses),
+    ],
   );
 }
 

@@ -10,6 +10,7 @@ import { Network, type NetworkCounters } from "./network.ts";
 import { PcapWriter } from "./pcap.ts";
 import type { ResolvedTopology } from "./topology.ts";
 import { ReadinessWait, refuseTimerSlack } from "./wait.ts";
+import { warmUp } from "./warm-up.ts";
 
 /**
  * The process between the hosts: holds a TUN of every host, moves packets through a `Network`, and takes commands on
@@ -23,6 +24,7 @@ const READ_BATCH = 64;
 /** A capture is written out when nothing happens for this long, or this long after the last time. */
 const FLUSH_IDLE_MS: Millis = 5;
 const FLUSH_BUSY_MS: Millis = 200;
+const WARM_UP_ROUNDS = 1000;
 const CONTROL_READ_BYTES = 64 * 1024;
 
 class Router {
@@ -151,6 +153,7 @@ class Router {
     if (!network) throw new Error(`${command.kind} before open`);
     switch (command.kind) {
       case "start":
+        this.#warmUp(network);
         this.#watch(this.#tuns);
         return undefined;
       case "cut":
@@ -197,6 +200,18 @@ class Router {
       deliver: (host, bytes, length) => this.#deliver(host, bytes, length),
       seenAtSite: (site, bytes, length, now) => this.#capture("site", site, bytes, length, now),
     });
+  }
+
+  /** Runs the way of a packet often enough to be compiled: with packets in `warmUp`, with empty calls on the TUNs here. */
+  #warmUp(network: Network): void {
+    warmUp();
+    const nothing = new Uint8Array(1);
+    for (let round = 0; round < WARM_UP_ROUNDS && this.#tuns.length > 0; round++) {
+      this.#readTun(network, 0);
+      this.#deliver(0, nothing, 0);
+      this.#wait.wait(0);
+      this.#timeout();
+    }
   }
 
   #stopCapture(point: CapturePoint): void {
