@@ -1,0 +1,138 @@
+import { DEFAULT_STATE_DIR } from "#agent/daemon/daemon-address.ts";
+import { DaemonError } from "#agent/daemon/daemon-error.ts";
+import { type DaemonLog, openDaemonLog, parseLogLevel } from "#agent/daemon/daemon-log.ts";
+import { type CreateAgent, type RunningDaemon, startDaemon } from "#agent/daemon/run-daemon.ts";
+import { messageOf } from "#base/errors.ts";
+import { systemClock } from "#base/time.ts";
+import { daemonSocket } from "./daemon-connection.ts";
+import { EXIT, exitCodeOf, Interrupted } from "./exit-codes.ts";
+import { clean, Progress, paintFor, print, say } from "./terminal.ts";
+import type { UpCall } from "./up.ts";
+import { perchVersion } from "./version.ts";
+
+export interface ForegroundOptions {
+  readonly daemonAddr?: string;
+  readonly stateDir?: string;
+  readonly logLevel?: string;
+  readonly logFile?: string;
+}
+
+/** A clean end takes less; what hangs longer is cut off, and the next start cleans up. */
+const CLOSE_LIMIT_MS = 15_000;
+
+/** After the end nothing of ours holds the process; what does so longer than this is cut off. */
+const EXIT_GRACE_MS = 2000;
+
+/**
+ * Runs daemon and agent in this process until SIGTERM or SIGINT, which take the agent down and end with exit code 0. With
+ * `call` it connects first (`perch up -F`), without it comes up again if it was up before (`perch service run`).
+ */
+export async function runForeground(options: ForegroundOptions, call?: UpCall, makeAgent?: CreateAgent): Promise<void> {
+  const socketPath = daemonSocket(options);
+  const level = parseLogLevel(options.logLevel ?? "info", "--log-level");
+  if (process.platform !== "linux") throw new Error(`perch runs on Linux, not yet on ${process.platform}`);
+  using log = await openLog(level, options.logFile);
+  const stop = new AbortController();
+  using _signals = onSignals(stop, log);
+  const createAgent = makeAgent ?? (await loadAgent());
+  const daemon = await startDaemon(
+    { createAgent, clock: systemClock, log, environment: process.env },
+    { socketPath, stateDir: options.stateDir ?? DEFAULT_STATE_DIR, version: perchVersion(), resume: !call },
+  );
+  let failure: unknown;
+  try {
+    if (call) await connect(daemon, call, stop.signal);
+    await aborted(stop.signal);
+    failure = stop.signal.reason instanceof Crash ? stop.signal.reason : undefined;
+  } catch (error) {
+    failure = error;
+  }
+  const deadline = setTimeout(() => {
+    log.logger.error("the end took too long and is cut off", { limitMs: CLOSE_LIMIT_MS });
+    process.exit(EXIT.failure);
+  }, CLOSE_LIMIT_MS);
+  await daemon.close();
+  clearTimeout(deadline);
+  log.logger.info("daemon ended");
+  setTimeout(() => {
+    log.logger.warn("something still runs after the end and is cut off");
+    process.exit();
+  }, EXIT_GRACE_MS).unref();
+  if (failure !== undefined) throw failure;
+}
+
+async function connect(daemon: RunningDaemon, call: UpCall, signal: AbortSignal): Promise<void> {
+  using progress = new Progress();
+  try {
+    const already = await daemon.lifecycle.up(call, signal, (line) => progress.step(line));
+    progress.end();
+    const status = daemon.agent.status();
+    const address = status.address ? `${status.address.address}/${status.address.bits}` : "no address";
+    print(
+      `${already ? "already up" : "up"} as ${clean(status.fqdn ?? status.hostname ?? "?")}, ${address} on ${status.interfaceName ?? "?"}`,
+    );
+    say(paintFor(process.stderr)("dim", "Ctrl-C disconnects"));
+  } catch (error) {
+    progress.end();
+    if (signal.aborted && !(signal.reason instanceof Crash)) throw new Interrupted();
+    throw error;
+  }
+}
+
+/** A failure nobody handled: the process ends in order, and whoever supervises it starts a new one. */
+class Crash extends Error {}
+
+function onSignals(stop: AbortController, log: DaemonLog): Disposable {
+  let asked = 0;
+  const end = (signal: NodeJS.Signals): void => {
+    if (++asked > 1) process.exit(EXIT.interrupted);
+    log.logger.info("ending", { signal });
+    stop.abort(new DaemonError("superseded", `ended by ${signal}`));
+  };
+  const reopen = (): void => log.reopen();
+  const crash = (error: unknown): void => {
+    log.logger.error("a failure nobody handled", { err: error instanceof Error ? error.stack : String(error) });
+    if (stop.signal.aborted) process.exit(exitCodeOf(error));
+    stop.abort(new Crash(messageOf(error), { cause: error }));
+  };
+  process.on("SIGTERM", end).on("SIGINT", end).on("SIGHUP", reopen);
+  process.on("uncaughtException", crash).on("unhandledRejection", crash);
+  return {
+    [Symbol.dispose]: () => {
+      process.off("SIGTERM", end).off("SIGINT", end).off("SIGHUP", reopen);
+      process.off("uncaughtException", crash).off("unhandledRejection", crash);
+    },
+  };
+}
+
+/** Resolves when the signal aborts; holds the process until then. */
+function aborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return Promise.resolve();
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const hold = setInterval(() => {}, 2 ** 31 - 1);
+  signal.addEventListener("abort", () => {
+    clearInterval(hold);
+    resolve();
+  });
+  return promise;
+}
+
+async function openLog(level: DaemonLog["level"], file: string | undefined): Promise<DaemonLog> {
+  const terminal = process.stderr.isTTY === true;
+  try {
+    return await openDaemonLog({
+      level,
+      file,
+      colour: paintFor(process.stderr)("bold", "x") !== "x",
+      // journald writes the time beside each line.
+      timestamps: terminal || process.env.JOURNAL_STREAM === undefined,
+    });
+  } catch (cause) {
+    throw new DaemonError("daemon-path", `--log-file: ${messageOf(cause)}`, { cause });
+  }
+}
+
+async function loadAgent(): Promise<CreateAgent> {
+  const file: string = "#agent/agent.ts";
+  return ((await import(file)) as { readonly createAgent: CreateAgent }).createAgent;
+}
