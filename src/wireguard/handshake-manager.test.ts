@@ -232,7 +232,7 @@ describe("an unanswered initiation", () => {
     });
     assert.equal(count(a, "handshake-given-up"), 1);
     assert.equal(a.indicesInUse, 0);
-    assert.equal(a.want(1, clock.now() + 1).length, 1, "and may be tried again");
+    assert.equal(a.want(1, clock.now() + REKEY_TIMEOUT).length, 1, "and may be tried again");
   });
 
   it("is not repeated once the peer's own handshake was confirmed, but its answer is still taken", () => {
