@@ -1,0 +1,47 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { importsOf, readSource, repositoryFiles } from "./source-files.ts";
+
+type Section = "dependencies" | "devDependencies" | "optionalDependencies";
+const manifest = JSON.parse(readSource("package.json")) as Record<Section, Record<string, string>>;
+
+/** First cells of the tables between a heading and the next one. */
+function packagesUnder(heading: string): string[] {
+  const document = readSource("docs/dependencies.md");
+  const start = document.indexOf(`\n## ${heading}\n`);
+  assert.ok(start >= 0, `docs/dependencies.md has a section "${heading}"`);
+  const section = document.slice(start + 1).split(/^## /m)[1] ?? "";
+  return [...section.matchAll(/^\| `([^`]+)` \|/gm)].map((match) => match[1]!).sort();
+}
+
+for (const [heading, section] of [
+  ["At run time", "dependencies"],
+  ["The runtime", "optionalDependencies"],
+  ["For development", "devDependencies"],
+] as const)
+  test(`docs/dependencies.md lists the ${section} of package.json under "${heading}"`, () => {
+    assert.deepEqual(packagesUnder(heading), Object.keys(manifest[section]).sort());
+  });
+
+test("src imports nothing but Node, itself and the dependencies", () => {
+  const strangers = new Set<string>();
+  for (const path of repositoryFiles("src/**/*.ts"))
+    for (const { specifier } of importsOf(readSource(path))) {
+      if (/^(node:|#|\.)/.test(specifier)) continue;
+      const name = specifier.split("/", specifier.startsWith("@") ? 2 : 1).join("/");
+      const allowed = path.includes(".test.ts") || path.includes("/testing/") ? { ...manifest.devDependencies } : {};
+      if (!(name in manifest.dependencies) && !(name in allowed)) strangers.add(`${path} imports ${specifier}`);
+    }
+  assert.equal([...strangers].join("\n"), "");
+});
+
+test("no install script is needed: none is run, and every locked package has an integrity hash", () => {
+  assert.match(readSource(".npmrc"), /^ignore-scripts=true$/m);
+  const lock = JSON.parse(readSource("package-lock.json")) as {
+    packages: Record<string, { integrity?: string; link?: boolean }>;
+  };
+  const unhashed = Object.entries(lock.packages).filter(
+    ([path, entry]) => path !== "" && !entry.link && !entry.integrity,
+  );
+  assert.deepEqual(unhashed, []);
+});
