@@ -1,7 +1,16 @@
 import { unreachable } from "#base/errors.ts";
 import { type Endpoint, isV6, sameEndpoint } from "#base/ip.ts";
 import type { Millis } from "#base/time.ts";
-import { type Candidate, candidateFoundation, candidatePriority } from "./candidate.ts";
+import type { Candidate } from "./candidate.ts";
+import {
+  beginSuspicion,
+  createSelection,
+  hasOverslept,
+  lostAt,
+  noteConsentAnswered,
+  noteConsentSent,
+  type Selection,
+} from "./consent.ts";
 import {
   comparePriority,
   compareValid,
@@ -14,14 +23,12 @@ import {
   pairKey,
   type ValidPair,
 } from "./pair.ts";
+import { localReflexive, remoteReflexive } from "./reflexive.ts";
 import type { TransactionId } from "./stun-message.ts";
 import {
   CHECK_GIVE_UP,
   CHECK_RETRY_CEILING,
   CHECK_RETRY_FIRST,
-  CONSENT_INTERVAL,
-  CONSENT_RETRY_CEILING,
-  CONSENT_RETRY_FIRST,
   CONSENT_TIMEOUT,
   MAX_REMOTE_REFLEXIVE,
   MAX_REMOTE_SIGNALLED,
@@ -30,8 +37,6 @@ import {
   RELAY_ACCEPTANCE,
   RENOMINATION_WINDOW,
   STOCK_NAT_ACCEPTANCE,
-  SUSPECT_CHECKS,
-  SUSPECT_GAP,
   TRIGGERED_MIN_GAP,
 } from "./timing.ts";
 
@@ -78,17 +83,6 @@ interface Outstanding {
   readonly pair: Pair;
   readonly sentAt: Millis;
   readonly nominate: boolean;
-}
-
-/** The pair in use and how sure of it we are. */
-interface Selection {
-  readonly pair: ValidPair;
-  /** Controlling: the nomination was answered. Controlled: the remote nominated it. */
-  confirmed: boolean;
-  readonly since: Millis;
-  unanswered: number;
-  nextAt: Millis;
-  suspect: { readonly since: Millis; sent: number } | undefined;
 }
 
 type ListState =
@@ -150,11 +144,13 @@ export class CheckList {
     return this.advance(now);
   }
 
-  /** A signalled candidate; a known endpoint gets the signalled description, more than the limit are ignored. */
-  addRemote(candidate: Candidate, now: Millis): CheckEffect[] {
-    const known = this.#pairs.get(pairKey(candidate.endpoint));
-    if (known) known.remote = candidate;
-    else if (this.#countRemotes(false) < MAX_REMOTE_SIGNALLED) this.#addPair(createPair(candidate), now);
+  /** Signalled candidates; a known endpoint gets the signalled description, more than the limit are ignored. */
+  addRemotes(candidates: readonly Candidate[], now: Millis): CheckEffect[] {
+    for (const candidate of candidates) {
+      const known = this.#pairs.get(pairKey(candidate.endpoint));
+      if (known) known.remote = candidate;
+      else if (this.#countRemotes(false) < MAX_REMOTE_SIGNALLED) this.#addPair(createPair(candidate), now);
+    }
     return this.advance(now);
   }
 
@@ -164,7 +160,7 @@ export class CheckList {
     let pair = this.#pairs.get(pairKey(check.from));
     if (!pair) {
       if (this.#countRemotes(true) >= MAX_REMOTE_REFLEXIVE) return [];
-      pair = createPair(reflexiveRemote(check));
+      pair = createPair(remoteReflexive(check.from, check.priority, check.senderCid));
       this.#addPair(pair, now);
     }
     pair.received++;
@@ -257,7 +253,7 @@ export class CheckList {
       else if (pair.state.kind === "waiting" && this.#baseOf(pair.remote)) next = Math.min(next, this.#newPairAt());
     }
     if (this.#state.kind === "selected") {
-      next = Math.min(next, this.#selectionDeadline(this.#state.selection));
+      next = Math.min(next, this.#state.selection.nextAt, lostAt(this.#state.selection));
       if (!this.#state.settled) next = Math.min(next, this.#settleAt(this.#state));
     } else {
       next = Math.min(next, this.#failAt);
@@ -399,8 +395,7 @@ export class CheckList {
 
   #select(pair: ValidPair, confirmed: boolean, now: Millis): void {
     const { firstAt, settled } = this.#state.kind === "selected" ? this.#state : { firstAt: now, settled: false };
-    const nextAt = Math.max(now, pair.state.answeredAt + CONSENT_INTERVAL);
-    const selection: Selection = { pair, since: now, confirmed, unanswered: 0, nextAt, suspect: undefined };
+    const selection = createSelection(pair, confirmed, now);
     this.#state = { kind: "selected", firstAt, selection, settled };
     const { local, rtt } = pair.state;
     const nominated = confirmed || this.#options.role === "controlling";
@@ -411,57 +406,34 @@ export class CheckList {
   // Keeping the selected pair.
 
   #sendConsent(selection: Selection, now: Millis): void {
-    const { pair, suspect } = selection;
     const { role, stock } = this.#options;
     // A stock remote is told once; for Perch every check repeats the choice, which repairs a lost or overtaken one.
-    this.#sendCheck(pair, role === "controlling" && !(stock && selection.confirmed), now);
-    selection.unanswered++;
-    if (suspect) {
-      suspect.sent++;
-      selection.nextAt = suspect.sent < SUSPECT_CHECKS ? now + SUSPECT_GAP : Number.POSITIVE_INFINITY;
-      return;
-    }
-    const first = Math.max(selection.confirmed ? CONSENT_RETRY_FIRST : CHECK_RETRY_FIRST, 2 * pair.state.rtt);
-    selection.nextAt = now + Math.min(first * 2 ** (selection.unanswered - 1), Math.max(CONSENT_RETRY_CEILING, first));
-    if (selection.unanswered === 3) this.#probeAlternatives(pair, now);
+    this.#sendCheck(selection.pair, role === "controlling" && !(stock && selection.confirmed), now);
+    noteConsentSent(selection, now);
+    if (selection.unanswered === 3) this.#probeAlternatives(selection.pair, now);
   }
 
   #noteConsent(selection: Selection, check: Outstanding, now: Millis): void {
     if (check.nominate) selection.confirmed = true;
-    if (selection.suspect && check.sentAt >= selection.suspect.since) selection.suspect = undefined;
-    if (selection.suspect) return;
-    selection.unanswered = 0;
-    // Towards a stock remote the nomination itself has to be answered before the pace slows down.
-    if (selection.confirmed || this.#options.role === "controlled") selection.nextAt = now + CONSENT_INTERVAL;
+    const hurry = this.#options.role === "controlling" && !selection.confirmed;
+    noteConsentAnswered(selection, check.sentAt, hurry, now);
   }
 
   #suspect(selection: Selection, now: Millis): void {
-    if (selection.suspect) return;
-    selection.suspect = { since: now, sent: 0 };
-    selection.nextAt = now;
-    this.#probeAlternatives(selection.pair, now);
+    if (beginSuspicion(selection, now)) this.#probeAlternatives(selection.pair, now);
   }
 
   #keepSelected(selection: Selection, now: Millis): void {
-    if (now >= this.#lostAt(selection)) this.#replaceOrLose(selection, now);
-    else if (now >= selection.nextAt) this.#sendConsent(selection, now);
-  }
-
-  #selectionDeadline(selection: Selection): Millis {
-    return Math.min(selection.nextAt, this.#lostAt(selection));
-  }
-
-  #lostAt(selection: Selection): Millis {
-    const { answeredAt, rtt } = selection.pair.state;
-    const consentEnds = Math.max(answeredAt, selection.since) + CONSENT_TIMEOUT;
-    if (!selection.suspect) return consentEnds;
-    const lastCheck = selection.suspect.since + (SUSPECT_CHECKS - 1) * SUSPECT_GAP;
-    return Math.min(consentEnds, lastCheck + Math.max(SUSPECT_GAP, 1.5 * rtt));
+    if (now >= lostAt(selection)) {
+      if (!hasOverslept(selection, now)) return this.#replaceOrLose(selection, now);
+      this.#suspect(selection, now);
+    }
+    if (now >= selection.nextAt) this.#sendConsent(selection, now);
   }
 
   /** The selected pair is dead: take another one that answered since, or give the path up. */
   #replaceOrLose(selection: Selection, now: Millis): void {
-    const since = selection.suspect?.since ?? selection.pair.state.answeredAt + 1;
+    const since = selection.suspicion?.since ?? selection.pair.state.answeredAt + 1;
     const { pair: dead } = selection;
     const alternative = this.#validPairs()
       .filter((pair) => pair !== dead && pair.state.answeredAt >= since)
@@ -471,7 +443,7 @@ export class CheckList {
       this.#select(alternative, false, now);
       return;
     }
-    const reason = selection.suspect ? "suspicion-confirmed" : "consent-expired";
+    const reason = selection.suspicion ? "suspicion-confirmed" : "consent-expired";
     this.#state = { kind: "lost" };
     this.#outstanding.clear();
     this.#effects.push({ kind: "lost", reason });
@@ -530,16 +502,7 @@ export class CheckList {
     const known = mapped && this.#locals.find((local) => sameEndpoint(local.endpoint, mapped));
     if (known) return known;
     const base = this.#baseOf(remote);
-    const endpoint = mapped ?? base?.endpoint ?? remote.endpoint;
-    return {
-      foundation: candidateFoundation("prflx", endpoint.address),
-      component: 1,
-      transport: "udp",
-      priority: candidatePriority("prflx"),
-      endpoint,
-      type: "prflx",
-      ...(base && { related: base.endpoint }),
-    };
+    return localReflexive(mapped ?? base?.endpoint ?? remote.endpoint, base);
   }
 
   #countRemotes(reflexive: boolean): number {
@@ -547,17 +510,4 @@ export class CheckList {
     for (const pair of this.#pairs.values()) if ((pair.remote.type === "prflx") === reflexive) count++;
     return count;
   }
-}
-
-/** RFC 8445, 7.3.1.3. */
-function reflexiveRemote(check: InboundCheck): Candidate {
-  return {
-    foundation: candidateFoundation("prflx", check.from.address),
-    component: 1,
-    transport: "udp",
-    priority: check.priority,
-    endpoint: check.from,
-    type: "prflx",
-    ...(check.senderCid && { cid: check.senderCid }),
-  };
 }

@@ -158,25 +158,14 @@ export class IceAgent {
     for (const early of checks) {
       if (early.remoteUfrag === credentials.ufrag) this.#run(list.noteRequest(early.check, now));
     }
-    for (const candidate of remotes) this.addRemoteCandidate(candidate);
-    this.#arm();
+    this.#addRemotes(remotes);
   }
 
   /** Any time, also before the credentials. One of another session (`ufrag` extension) is kept aside for that session. */
   addRemoteCandidate(candidate: Candidate): void {
     if (this.#closed) return;
-    if (!this.#isUsable(candidate)) return this.#count("candidate-unusable");
-    const session = this.#session;
-    if (!session || (candidate.ufrag !== undefined && candidate.ufrag !== session.credentials.ufrag)) {
-      if (session) this.#count("candidate-of-another-session");
-      if (this.#pendingRemotes.length >= MAX_REMOTE_SIGNALLED) this.#pendingRemotes.shift();
-      this.#pendingRemotes.push(candidate);
-      return;
-    }
-    const now = this.#clock.now();
-    this.#run(session.list.addRemote(candidate, now));
-    const forwarded = staticForward(candidate);
-    if (forwarded && session === this.#session) this.#run(session.list.addRemote(forwarded, now));
+    if (!this.#isUsable(candidate)) this.#count("candidate-unusable");
+    else this.#addRemotes([candidate]);
   }
 
   /**
@@ -227,6 +216,23 @@ export class IceAgent {
 
   [Symbol.dispose](): void {
     this.close();
+  }
+
+  /** All at once, so that the best of them is checked first. */
+  #addRemotes(candidates: readonly Candidate[]): void {
+    const session = this.#session;
+    const mine: Candidate[] = [];
+    for (const candidate of candidates) {
+      if (session && (candidate.ufrag === undefined || candidate.ufrag === session.credentials.ufrag)) {
+        const forwarded = staticForward(candidate);
+        mine.push(candidate, ...(forwarded ? [forwarded] : []));
+        continue;
+      }
+      if (session) this.#count("candidate-of-another-session");
+      if (this.#pendingRemotes.length >= MAX_REMOTE_SIGNALLED) this.#pendingRemotes.shift();
+      this.#pendingRemotes.push(candidate);
+    }
+    if (session) this.#run(session.list.addRemotes(mine, this.#clock.now()));
   }
 
   #receiveRequest(message: StunMessage, from: Endpoint, to: Endpoint | undefined): void {
