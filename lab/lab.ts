@@ -1,7 +1,7 @@
 import { resolve } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { parseIp } from "#base/ip.ts";
 import type { Millis } from "#base/time.ts";
+import { closeAtExit, forgetAtExit, stopProcesses } from "./cleanup.ts";
 import type { CapturePoint } from "./control.ts";
 import { LabError } from "./errors.ts";
 import { Host } from "./host.ts";
@@ -11,10 +11,8 @@ import {
   createNamespaces,
   type HostAddresses,
   installInterface,
-  processesIn,
   removeNamespaces,
   replaceAddresses,
-  signalProcessesIn,
   sweepDeadLabs,
 } from "./namespace.ts";
 import type { NatOptions } from "./nat.ts";
@@ -29,10 +27,6 @@ import {
   resolveTopology,
   type Site,
 } from "./topology.ts";
-
-/** Programs in the hosts get this long between SIGTERM and SIGKILL when the lab ends. */
-const STOP_GRACE_MS: Millis = 1000;
-const STOP_POLL_MS: Millis = 20;
 
 /** Where to listen: the outer edge of a site (what its provider sees), or the interface of a host. */
 export type CaptureTarget = { readonly site: string } | { readonly host: string };
@@ -76,7 +70,7 @@ export class Lab implements AsyncDisposable {
     this.#topology = topology;
     this.hosts = hosts;
     this.#prefix = prefix;
-    noteOpened(this);
+    closeAtExit(this);
   }
 
   /** For `createLab` alone. */
@@ -95,7 +89,12 @@ export class Lab implements AsyncDisposable {
     }
     await Promise.all(
       this.hosts.map((host, index) =>
-        installInterface(host.namespace, devices[index]!, this.#site(host.site).mtu, this.#addresses(host.plan)),
+        installInterface(
+          host.namespace,
+          { device: devices[index]! },
+          this.#site(host.site).mtu,
+          this.#addresses(host.plan),
+        ),
       ),
     );
     await this.#router.request({ kind: "start" });
@@ -210,14 +209,10 @@ export class Lab implements AsyncDisposable {
   }
 
   async #shutDown(): Promise<void> {
-    const namespaces = this.hosts.map((host) => host.namespace);
-    const deadline = performance.now() + STOP_GRACE_MS;
-    if (signalProcessesIn(namespaces, "SIGTERM") > 0) {
-      while (processesIn(namespaces).length > 0 && performance.now() < deadline) await sleep(STOP_POLL_MS);
-    }
+    await stopProcesses(this.hosts.map((host) => host.namespace));
     await this.#router.close();
     removeNamespaces(this.#prefix);
-    noteClosed(this);
+    forgetAtExit(this);
   }
 
   #addresses(plan: HostPlan): HostAddresses {
@@ -254,33 +249,4 @@ export class Lab implements AsyncDisposable {
     if (!this.#site(name).nat) throw new LabError("topology-invalid", `site ${name} has no NAT`);
     return this.#siteIndex(name);
   }
-}
-
-const openLabs = new Set<Lab>();
-const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
-
-function noteOpened(lab: Lab): void {
-  openLabs.add(lab);
-  if (openLabs.size > 1) return;
-  process.on("exit", closeAllNow);
-  for (const signal of SIGNALS) process.on(signal, dieClean);
-}
-
-function noteClosed(lab: Lab): void {
-  openLabs.delete(lab);
-  if (openLabs.size > 0) return;
-  process.off("exit", closeAllNow);
-  for (const signal of SIGNALS) process.off(signal, dieClean);
-}
-
-function closeAllNow(): void {
-  for (const lab of openLabs) lab.closeNow();
-}
-
-/** Ends as the signal would have, after cleaning up. A program with a handler of its own decides for itself. */
-function dieClean(signal: NodeJS.Signals): void {
-  if (process.listenerCount(signal) > 1) return;
-  closeAllNow();
-  process.off(signal, dieClean);
-  process.kill(process.pid, signal);
 }

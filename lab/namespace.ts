@@ -130,14 +130,21 @@ export interface HostAddresses {
   readonly address6: Prefix | undefined;
 }
 
-/** Moves an interface of this namespace into another, under the name `HOST_INTERFACE`, and brings it up with addresses. */
+/** An interface that is in this process's namespace, or already in the host's: then `from` names that. */
+export interface Device {
+  readonly device: string;
+  readonly from?: string;
+}
+
+/** Makes an interface the one of a host: brings it there, under the name `HOST_INTERFACE`, and up, with addresses. */
 export async function installInterface(
   namespace: string,
-  device: string,
+  { device, from }: Device,
   mtu: number,
   addresses: HostAddresses,
 ): Promise<void> {
-  await runIp(["link", "set", device, "netns", namespace, "name", HOST_INTERFACE]);
+  if (from === namespace) await runIp(["-n", namespace, "link", "set", device, "name", HOST_INTERFACE]);
+  else await runIp(["link", "set", device, "netns", namespace, "name", HOST_INTERFACE]);
   const conf = `/proc/sys/net/ipv6/conf/${HOST_INTERFACE}`;
   // No link-local address: without one there are no router solicitations, and an idle host is silent.
   const settings = [

@@ -41,10 +41,15 @@ export async function ensurePrivileges(): Promise<Privileges> {
   });
 }
 
-/** Why no lab can be made here, in words for a skipped test, or undefined. Does not run the program again. */
-export function labRefusal(): string | undefined {
+/**
+ * For the `skip` of tests: false once labs can be made, which may mean running the test file again as `ensurePrivileges` does,
+ * or the reason why none can. Await it at the top of a test file.
+ */
+export async function skipWithoutLab(): Promise<string | false> {
   const way = findPrivileges();
-  return way.kind === "none" ? way.reason : undefined;
+  if (way.kind === "none") return way.reason;
+  await ensurePrivileges();
+  return false;
 }
 
 type Way = { readonly kind: "direct" | "unshare" } | { readonly kind: "none"; readonly reason: string };
