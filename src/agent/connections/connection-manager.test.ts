@@ -1,0 +1,290 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { Emitter } from "#base/emitter.ts";
+import { parsePrefix } from "#base/ip.ts";
+import { PrivateKey, type PublicKey } from "#base/keys.ts";
+import { silentLogger } from "#base/log.ts";
+import { ManualClock } from "#base/time.ts";
+import { type Body, Body_Type } from "#gen/signal_pb.ts";
+import { createCredentials, createGoIdleBody, createOfferBody, SessionId } from "#signal/protocol/offer.ts";
+import type {
+  DeviceEvents,
+  DevicePath,
+  DevicePeerConfig,
+  DevicePeerStats,
+  WireGuardDevice,
+} from "#wireguard/device.ts";
+import type { PeerInfo } from "../peer/peer-connection.ts";
+import { ConnectionManager } from "./connection-manager.ts";
+
+const THRESHOLD = 60_000;
+
+/** A device that remembers what it was told and says what the test wants. */
+class ScriptedDevice {
+  readonly events = new Emitter<DeviceEvents>();
+  readonly modes = new Map<PublicKey, DevicePeerConfig["mode"]>();
+  readonly initiations: PublicKey[] = [];
+  readonly activity = new Map<PublicKey, number>();
+
+  setPeer(key: PublicKey, config: DevicePeerConfig): void {
+    this.modes.set(key, config.mode);
+  }
+
+  removePeer(key: PublicKey): void {
+    this.modes.delete(key);
+  }
+
+  setPath(_key: PublicKey, _path: DevicePath): void {}
+
+  initiate(key: PublicKey): boolean {
+    this.initiations.push(key);
+    return true;
+  }
+
+  peerStats(key: PublicKey): Partial<DevicePeerStats> {
+    return { lastDataRx: this.activity.get(key) ?? 0, lastDataTx: 0 };
+  }
+
+  /** A packet of the machine's own towards the peer. */
+  packetTo(key: PublicKey): void {
+    const packet = {
+      source: "100.64.0.1",
+      destination: "100.64.0.2",
+      protocol: 6,
+      sourcePort: 40000,
+      destinationPort: 22,
+      bytes: 60,
+    };
+    this.events.emit("wake", { key, cause: { kind: "packet", packet } });
+  }
+
+  established(key: PublicKey): void {
+    this.events.emit("established", { key, role: "initiator", source: { kind: "relay" } });
+  }
+}
+
+function setup(count = 1, lazy = true) {
+  const clock = new ManualClock(1_000_000);
+  const device = new ScriptedDevice();
+  const sent: { to: PublicKey; body: Body }[] = [];
+  const manager = new ConnectionManager(
+    {
+      clock,
+      log: silentLogger,
+      device: device as unknown as WireGuardDevice,
+      signal: {
+        send: async (to, body) => {
+          sent.push({ to, body });
+          return { delivered: true };
+        },
+      },
+      relay: {
+        useServer() {},
+        isUp: () => true,
+        serverOf: () => "rel://relay:1",
+        home: { instanceUrl: "rel://relay:1" },
+        rtt: 1,
+      },
+      ice: {
+        allowed: true,
+        freshSession: () => ({ id: SessionId.create(), credentials: createCredentials() }),
+        open: () => ({ check() {}, addRemoteCandidate() {}, suspect() {}, close() {} }),
+      },
+      ownKey: PrivateKey.generate().publicKey,
+      version: "0.76.0",
+      wireguardPort: 51820,
+      presharedKey: undefined,
+      changed: () => {},
+    },
+    { inactivityThreshold: THRESHOLD, pinned: new Set() },
+    lazy,
+  );
+  const peers = Array.from({ length: count }, (_, index) => createInfo(index));
+  manager.apply({ removed: [], changed: [], added: peers });
+  return { clock, device, sent, manager, peers, keys: peers.map(({ key }) => key) };
+}
+
+function createInfo(index: number, agentVersion = "0.76.0"): PeerInfo {
+  const prefix = parsePrefix(`100.64.${index >> 8}.${index & 255}/32`);
+  return {
+    key: PrivateKey.generate().publicKey,
+    fqdn: `peer-${index}.perch.test`,
+    addresses: [prefix.address],
+    allowedIps: [prefix],
+    routes: [],
+    agentVersion,
+  };
+}
+
+function offerBody(): Body {
+  return createOfferBody("offer", {
+    credentials: createCredentials(),
+    sessionId: SessionId.create(),
+    listenPort: 51820,
+    version: "0.76.0",
+    relay: { instanceUrl: "rel://relay:1" },
+    perch: { candidates: [] },
+  });
+}
+
+test("idle peers have no timer, send no message and start no handshake", () => {
+  const { clock, device, sent, manager } = setup(50);
+  clock.advance(3_600_000);
+  assert.equal(clock.pending, 0);
+  assert.equal(sent.length, 0);
+  assert.deepEqual(device.initiations, []);
+  assert.ok([...manager.peers].every((peer) => peer.status === "idle"));
+});
+
+test("a packet wakes exactly its peer, and says why", () => {
+  const { device, sent, manager, keys } = setup(3);
+  device.packetTo(keys[1]!);
+  assert.deepEqual(
+    [...manager.peers].map((peer) => peer.status),
+    ["idle", "connecting", "idle"],
+  );
+  assert.deepEqual(device.initiations, [keys[1]]);
+  assert.deepEqual(
+    sent.map(({ to, body }) => [to, body.type]),
+    [[keys[1], Body_Type.OFFER]],
+  );
+  assert.equal(manager.find(keys[1]!)?.reason, "tcp 100.64.0.1:40000 -> 100.64.0.2:22");
+  device.established(keys[1]!);
+  assert.equal(manager.find(keys[1]!)?.status, "connected");
+});
+
+test("a peer sleeps one threshold after its last traffic, tells the other side, and wakes again", () => {
+  const { clock, device, sent, manager, keys } = setup();
+  const key = keys[0]!;
+  device.packetTo(key);
+  device.established(key);
+  clock.advance(30_000);
+  device.activity.set(key, clock.now());
+  clock.advance(THRESHOLD - 1);
+  assert.equal(manager.find(key)?.status, "connected");
+  clock.advance(1);
+  assert.equal(manager.find(key)?.status, "idle");
+  assert.equal(manager.find(key)?.reason, "no traffic for 1 min");
+  assert.equal(device.modes.get(key), "asleep");
+  assert.equal(sent.at(-1)?.body.type, Body_Type.GO_IDLE);
+  assert.equal(clock.pending, 0);
+  device.packetTo(key);
+  assert.equal(manager.find(key)?.status, "connecting");
+});
+
+test("GO_IDLE puts a peer to sleep without an answer", () => {
+  const { device, sent, manager, keys } = setup();
+  device.packetTo(keys[0]!);
+  device.established(keys[0]!);
+  const before = sent.length;
+  manager.receiveSignal(keys[0]!, createGoIdleBody());
+  assert.equal(manager.find(keys[0]!)?.status, "idle");
+  assert.equal(sent.length, before);
+});
+
+test("GO_IDLE does not close a permanent peer", () => {
+  const { device, manager, keys } = setup(1, false);
+  device.established(keys[0]!);
+  manager.receiveSignal(keys[0]!, createGoIdleBody());
+  assert.equal(manager.find(keys[0]!)?.status, "connected");
+});
+
+test("an offer wakes and is answered; an answer, a candidate and strangers do not wake", () => {
+  const { sent, manager, keys } = setup(2);
+  manager.receiveSignal(PrivateKey.generate().publicKey, offerBody());
+  const answer = offerBody();
+  answer.type = Body_Type.ANSWER;
+  manager.receiveSignal(keys[1]!, answer);
+  assert.equal(sent.length, 0);
+  manager.receiveSignal(keys[0]!, offerBody());
+  assert.deepEqual(
+    sent.map(({ to, body }) => [to, body.type]),
+    [[keys[0], Body_Type.ANSWER]],
+  );
+  assert.equal(manager.find(keys[1]!)?.status, "idle");
+});
+
+test("switching lazy off opens every peer, switching it on drops none and lets them sleep later", () => {
+  const { clock, device, manager, keys } = setup(5);
+  manager.setLazy(false);
+  assert.ok([...manager.peers].every((peer) => peer.status === "connecting"));
+  for (const key of keys) device.established(key);
+  clock.advance(10 * THRESHOLD);
+  assert.ok([...manager.peers].every((peer) => peer.status === "connected"));
+  manager.setLazy(true);
+  assert.ok([...manager.peers].every((peer) => peer.status === "connected"));
+  clock.advance(THRESHOLD);
+  assert.ok([...manager.peers].every((peer) => peer.status === "idle"));
+});
+
+test("a peer whose agent is too old for lazy connections is permanent, until its version rises", () => {
+  const { device, manager, clock } = setup(0);
+  const old = createInfo(7, "0.44.9");
+  manager.apply({ removed: [], changed: [], added: [old] });
+  assert.equal(manager.find(old.key)?.status, "connecting");
+  assert.match(manager.decisionOf(old.key).why, /0\.44\.9 does not support/);
+  device.established(old.key);
+  manager.apply({ removed: [], changed: [{ ...old, agentVersion: "0.76.0" }], added: [] });
+  clock.advance(THRESHOLD);
+  assert.equal(manager.find(old.key)?.status, "idle");
+});
+
+test("a pinned peer stays awake and cannot be put to sleep", () => {
+  const { clock, manager, device, keys } = setup();
+  manager.pin(keys[0]!, true);
+  device.established(keys[0]!);
+  clock.advance(10 * THRESHOLD);
+  assert.equal(manager.find(keys[0]!)?.status, "connected");
+  assert.throws(() => manager.sleep(keys[0]!, "asked"), /stays connected: pinned/);
+  manager.pin(keys[0]!, false);
+  clock.advance(THRESHOLD);
+  assert.equal(manager.find(keys[0]!)?.status, "idle");
+});
+
+test("members of a route group wake together and sleep together", () => {
+  const { clock, device, manager, keys } = setup(3);
+  manager.setGroups(new Map([["net 10.0.0.0/8", new Set([keys[0]!, keys[1]!])]]));
+  device.packetTo(keys[0]!);
+  assert.deepEqual(
+    [...manager.peers].map((peer) => peer.status),
+    ["connecting", "connecting", "idle"],
+  );
+  for (const key of keys.slice(0, 2)) device.established(key);
+  clock.advance(THRESHOLD / 2);
+  device.activity.set(keys[1]!, clock.now());
+  clock.advance(THRESHOLD / 2 + 1);
+  assert.ok([0, 1].every((index) => manager.find(keys[index]!)?.status === "connected"));
+  clock.advance(THRESHOLD);
+  assert.ok([0, 1].every((index) => manager.find(keys[index]!)?.status === "idle"));
+});
+
+test("a peer that comes back right after every GO_IDLE is left alone for longer and longer", () => {
+  const { clock, device, manager, keys } = setup();
+  const key = keys[0]!;
+  const awakeFor = (): number => {
+    manager.receiveSignal(key, offerBody());
+    device.established(key);
+    const start = clock.now();
+    while (manager.find(key)?.status !== "idle") clock.advance(1000);
+    return clock.now() - start;
+  };
+  device.packetTo(key);
+  device.established(key);
+  clock.advance(THRESHOLD + 1);
+  assert.equal(manager.find(key)?.status, "idle");
+  const first = awakeFor();
+  const second = awakeFor();
+  assert.ok(first >= 2 * THRESHOLD, `${first}`);
+  assert.ok(second > first, `${second} after ${first}`);
+  clock.advance(3_600_000);
+  assert.ok(awakeFor() <= THRESHOLD + 1000);
+});
+
+test("a peer that leaves the map is gone from device, timers and queues", () => {
+  const { clock, device, manager, keys } = setup(2);
+  device.packetTo(keys[0]!);
+  manager.apply({ removed: keys, changed: [], added: [] });
+  assert.equal(manager.size, 0);
+  assert.equal(device.modes.size, 0);
+  assert.equal(clock.pending, 0);
+});
