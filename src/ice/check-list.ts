@@ -148,8 +148,10 @@ export class CheckList {
   addRemotes(candidates: readonly Candidate[], now: Millis): CheckEffect[] {
     for (const candidate of candidates) {
       const known = this.#pairs.get(pairKey(candidate.endpoint));
-      if (known) known.remote = candidate;
-      else if (this.#countRemotes(false) < MAX_REMOTE_SIGNALLED) this.#addPair(createPair(candidate), now);
+      if (known) {
+        // What was learned from a check gets its proper name; a derived candidate does not replace the signalled one.
+        if (known.remote.type === "prflx" || candidate.cid) known.remote = candidate;
+      } else if (this.#countRemotes(false) < MAX_REMOTE_SIGNALLED) this.#addPair(createPair(candidate), now);
     }
     return this.advance(now);
   }
@@ -376,7 +378,7 @@ export class CheckList {
     if (this.#options.role !== "controlled") return;
     const nominated = pair.nomination > 0;
     if (this.#state.kind === "checking") {
-      if (nominated || !this.#options.stock) this.#select(pair, nominated, now);
+      if (nominated || (!this.#options.stock && directness(pair) > 0)) this.#select(pair, nominated, now);
       return;
     }
     if (this.#state.kind !== "selected" || !nominated) return;

@@ -41,9 +41,10 @@ export function noteConsentSent(selection: Selection, now: Millis): void {
     selection.nextAt = suspicion.sent < SUSPECT_CHECKS ? now + SUSPECT_GAP : Number.POSITIVE_INFINITY;
     return;
   }
-  const first = Math.max(confirmed ? CONSENT_RETRY_FIRST : CHECK_RETRY_FIRST, 2 * pair.state.rtt);
-  const ceiling = Math.max(CONSENT_RETRY_CEILING, first);
-  selection.nextAt = now + Math.min(first * 2 ** (selection.unanswered - 1), ceiling);
+  // Each check has its own transaction, so only the first retry waits for a round trip: the more checks, the less loss matters.
+  const first = Math.max(confirmed ? CONSENT_RETRY_FIRST : CHECK_RETRY_FIRST, 1.25 * pair.state.rtt);
+  const retry = Math.min(first * 2 ** (selection.unanswered - 1), CONSENT_RETRY_CEILING);
+  selection.nextAt = now + (selection.unanswered === 1 ? first : retry);
 }
 
 /**

@@ -27,7 +27,7 @@ export const RELAY_ACCEPTANCE: Millis = 2_000;
 
 /** Checks on the selected pair; a stock remote calls the path lost after 6 s without one. */
 export const CONSENT_INTERVAL: Millis = 2_000;
-/** First retry of an unanswered check on the selected pair (or two round trips), then the ceiling. */
+/** First retry of an unanswered check on the selected pair (or 1.25 round trips), doubled up to the ceiling. */
 export const CONSENT_RETRY_FIRST: Millis = 200;
 export const CONSENT_RETRY_CEILING: Millis = 500;
 /** Without an answer for this long the selected pair is lost. */

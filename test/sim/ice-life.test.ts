@@ -3,7 +3,11 @@ import { describe, test } from "node:test";
 import { sameEndpoint } from "#base/ip.ts";
 import {
   createPairOfPeers,
+  createRandom,
+  isDirectPossible,
+  NAT_KINDS,
   Nat,
+  type NatKind,
   Network,
   SimHost,
   SimPeer,
@@ -331,5 +335,50 @@ describe("loss", () => {
       `both selected: median ${times[50]} ms, p95 ${times[95]} ms, worst ${times[99]} ms; lost later: ${lost}`,
     );
     assert.equal(lost, 0);
+  });
+});
+
+describe("anything", () => {
+  const runs = 150;
+  test(`${runs} random pairs with random delays, loss, NATs and restarts end on a path that works both ways`, async () => {
+    for (let seed = 1; seed <= runs; seed++) {
+      const choose = createRandom(seed);
+      const pick = <T>(values: readonly T[]): T => values[Math.floor(choose() * values.length)]!;
+      const network = new Network({ seed, delay: pick([1, 5, 20, 80, 200]), loss: pick([0, 0, 0.05, 0.15]) });
+      let kinds: readonly [NatKind, NatKind];
+      do kinds = [pick(NAT_KINDS), pick(NAT_KINDS)];
+      while (!isDirectPossible(...kinds));
+      const stock = choose() < 0.3;
+      let peers = createPairOfPeers(network, kinds, { stock });
+      const story = `seed ${seed}: ${kinds.join("/")} delay ${network.delay} loss ${network.loss} stock ${stock}`;
+      for (let life = 0; life < 2; life++) {
+        const start = pick(["offer", "both"] as const);
+        signalBetween(...peers, { signalDelay: pick([1, 40, 300]), start });
+        await network.advance(pick([10, 100, 500, 9_000]), 20);
+        if (life === 0) {
+          // Restart, with packets and signalling of the old life still under way.
+          const [a, b] = peers;
+          for (const peer of peers) peer.close();
+          peers = [
+            new SimPeer(a.host, { role: "controlling", stock }),
+            new SimPeer(b.host, { role: "controlled", stock }),
+          ];
+        }
+      }
+      await network.advance(9_000, 20);
+      network.loss = 0;
+      for (const peer of peers) {
+        assert.equal(peer.agent.state, "selected", `${story}: ${JSON.stringify(peer.agent.pairs())}`);
+        peer.agent.suspect();
+      }
+      await network.advance(1_500);
+      for (const peer of peers) {
+        assert.equal(peer.agent.state, "selected", `${story}: the path was dead`);
+        peer.close();
+        peer.host.cache.close();
+      }
+      await network.advance(3_000, 20);
+      assert.equal(network.clock.pending, 0, story);
+    }
   });
 });
