@@ -246,6 +246,16 @@ describe("answers", () => {
     assert.equal(agent.counters().get("request-wrong-ufrag"), 1);
   });
 
+  test("what comes through the overlay itself is not heard", () => {
+    const { agent, sent, ask } = setUp({
+      isForbidden: (address) => address === "100.64.0.7" || address === here.address,
+    });
+    ask("100.64.0.7:4444");
+    ask("198.51.100.2:4444");
+    assert.equal(sent.length, 0);
+    assert.equal(agent.counters().get("forbidden-address"), 2);
+  });
+
   test("a remote that claims our role is answered all the same", () => {
     const { sent, ask } = setUp();
     ask("198.51.100.2:4444", { ice: { role: "controlling", tieBreaker: 2n ** 63n } });

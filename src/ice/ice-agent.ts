@@ -174,7 +174,8 @@ export class IceAgent {
    */
   receive(message: StunMessage, from: Endpoint, to?: Endpoint): void {
     if (this.#closed) return;
-    if (this.#options.isForbidden?.(from.address)) return this.#count("from-forbidden-address");
+    const isForbidden = this.#options.isForbidden;
+    if (isForbidden?.(from.address) || (to && isForbidden?.(to.address))) return this.#count("forbidden-address");
     if (message.method !== STUN_METHOD_BINDING) return this.#count("not-binding");
     switch (message.class) {
       case "request":
