@@ -60,8 +60,8 @@ export class RouterClient {
 
   /** Resolves with the reply's value. Throws LabError `router-failed` when the router refuses or has ended. */
   request(command: RouterCommand): Promise<unknown> {
-    if (this.#isClosing || this.#child.exitCode !== null || this.#child.signalCode !== null)
-      return Promise.reject(this.#ended());
+    if (this.#isClosing) return Promise.reject(new LabError("lab-closed", "the lab has been closed"));
+    if (this.#child.exitCode !== null || this.#child.signalCode !== null) return Promise.reject(this.#ended());
     const id = this.#nextId++;
     return new Promise((resolve, reject) => {
       this.#waiting.set(id, { resolve, reject });
@@ -97,7 +97,9 @@ export class RouterClient {
   }
 
   #ended(): LabError {
+    const { exitCode, signalCode } = this.#child;
+    const how = signalCode ? `by ${signalCode}` : exitCode === null ? "or never started" : `with code ${exitCode}`;
     const detail = this.#stderr.trim();
-    return new LabError("router-failed", `the router process has ended${detail ? `: ${detail}` : ""}`);
+    return new LabError("router-failed", `the router process has ended ${how}${detail ? `: ${detail}` : ""}`);
   }
 }
