@@ -16,6 +16,7 @@ import { Command, FAMILY_RELAY, type HandshakeReason, SESSION_PAYLOAD_BYTES } fr
 import { emitReports } from "./reports.ts";
 import { Ring } from "./ring.ts";
 import { type DeviceCounter, type PeerCounters, Stats } from "./stats.ts";
+import { ControlWord, type WorkerMessage, type WorkerStart } from "./worker-start.ts";
 
 export interface DataPlaneOptions {
   /** May contain `%d`. */
@@ -112,35 +113,6 @@ export const MTU_MIN = 576;
 /** 65,535 minus IPv6 and UDP headers, WireGuard's 32 bytes. */
 export const MTU_MAX = 65_455;
 
-/** Shared control words between main and worker. */
-export const ControlWord = { stop: 0 } as const;
-
-/** What the worker is started with; descriptors stay main's to close. */
-export interface WorkerStart {
-  readonly tunFd: number;
-  readonly virtioHeader: boolean;
-  readonly v4Fd: number;
-  readonly v6Fd: number;
-  readonly gso: boolean;
-  readonly gro: boolean;
-  readonly eventFd: number;
-  readonly mtu: number;
-  readonly control: SharedArrayBuffer;
-  readonly commands: SharedArrayBuffer;
-  readonly events: SharedArrayBuffer;
-  readonly datagrams: SharedArrayBuffer;
-  readonly relay: SharedArrayBuffer;
-  readonly stats: SharedArrayBuffer;
-  /** `process.hrtime` in ms minus main's `performance.now()`. */
-  readonly clockOffset: number;
-  readonly limits: SessionLimits;
-}
-
-/** What the worker posts besides the bare number that says "look into the rings". */
-export type WorkerMessage =
-  | { readonly kind: "ready"; readonly features: readonly string[] }
-  | { readonly kind: "fault"; readonly reason: string };
-
 const COMMAND_RING_BYTES = 4 << 20;
 const EVENT_RING_BYTES = 1 << 20;
 /** About 1,100 initiations; what does not fit is dropped and counted, and a filling ring is the sign of load. */
@@ -224,12 +196,14 @@ export class DataPlane implements AsyncDisposable {
     const start: WorkerStart = {
       tunFd: tun.fd,
       virtioHeader: tun.virtioHeader,
+      udpSegmentation: tun.udpSegmentation,
       v4Fd: sockets.v4,
       v6Fd: sockets.v6,
       gso: sockets.gso && (options.offload?.gso ?? true),
       gro: sockets.gro,
       eventFd,
       mtu: options.mtu,
+      port: sockets.port,
       control: new SharedArrayBuffer(64),
       commands: Ring.create(COMMAND_RING_BYTES).buffer,
       events: Ring.create(EVENT_RING_BYTES).buffer,

@@ -56,7 +56,7 @@ export const Command = {
   installSession: 8,
   dropSessions: 9,
   dropStaged: 10,
-  /** argument: 1 sent, 0 received; payloadBytes alone (no payload): bytes to count. */
+  /** argument: 1 sent, 0 received; time: bytes to count. */
   noteAuthenticated: 11,
   /** payload: a datagram that a relay delivered. */
   inject: 12,
@@ -84,11 +84,10 @@ export const Report = {
   confirmed: 7,
   /** argument: local index. */
   sessionEnded: 8,
+  /** family, address, port: source; argument: 1 when it became the path. */
   pathHint: 9,
   /** argument: errno. */
   pathError: 10,
-  /** payload: text. */
-  gone: 11,
 } as const;
 export type Report = (typeof Report)[keyof typeof Report];
 

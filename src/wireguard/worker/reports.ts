@@ -89,10 +89,6 @@ function parseReport(ring: Ring, at: number, events: Emitter<DataPlaneEvents>): 
       const to = endpoint();
       return () => events.emit("pathError", { slot, endpoint: to, code: errnoName(argument) });
     }
-    case Report.gone: {
-      const reason = Buffer.from(payload()).toString();
-      return () => events.emit("gone", { reason });
-    }
     default:
       return unreachable(report);
   }

@@ -126,6 +126,11 @@ export class Ring {
     return Atomics.load(this.#words, WANTS_SPACE) === 1 && Atomics.exchange(this.#words, WANTS_SPACE, 0) === 1;
   }
 
+  /** Takes the announcement back, so that the producer need not wake. */
+  wakeUp(): void {
+    Atomics.store(this.#words, SLEEPING, 0);
+  }
+
   /** Announces sleep; false (and awake again) when a record came in the meantime. */
   sleepUnlessFilled(): boolean {
     Atomics.store(this.#words, SLEEPING, 1);
