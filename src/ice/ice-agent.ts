@@ -40,7 +40,7 @@ export interface IceAgentOptions {
   readonly localPwd: string;
   /** Default random. */
   readonly tieBreaker?: bigint;
-  /** The remote is a stock agent: one nomination, no use of a pair before it. Default false. */
+  /** Default of what `setRemoteCredentials` is told: the remote is a stock agent. Default false. */
   readonly stock?: boolean;
   /** Addresses that must not be checked and are not heard: those of the overlay. Default none. */
   readonly isForbidden?: (address: IpAddress) => boolean;
@@ -134,16 +134,17 @@ export class IceAgent {
 
   /**
    * From the remote's offer or answer. The same credentials again change nothing; others mean that the remote restarted:
-   * all that was learned about it is forgotten and the search starts anew, without a `lost`.
+   * all that was learned about it is forgotten and the search starts anew, without a `lost`. A `stock` remote gets one
+   * nomination, and no pair is used before it.
    */
-  setRemoteCredentials(credentials: IceCredentials): void {
+  setRemoteCredentials(credentials: IceCredentials, stock = this.#options.stock ?? false): void {
     const current = this.#session?.credentials;
     if (this.#closed || (current?.ufrag === credentials.ufrag && current.pwd === credentials.pwd)) return;
     const now = this.#clock.now();
     const list = new CheckList(
       {
         role: this.#options.role,
-        stock: this.#options.stock ?? false,
+        stock,
         createTransactionId: () => this.#createTransactionId(),
       },
       now,

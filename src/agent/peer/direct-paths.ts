@@ -124,7 +124,7 @@ export class DirectPaths {
     this.#dispatcher.register(agent);
     log.trace("ice agent opened", { peer: peer.slice(0, 8), candidates: told.size });
     return {
-      check: (credentials) => agent.setRemoteCredentials({ ufrag: credentials.ufrag, pwd: credentials.password }),
+      check: ({ ufrag, password }, stock) => agent.setRemoteCredentials({ ufrag, pwd: password }, stock),
       addRemoteCandidate: (candidate) => agent.addRemoteCandidate(candidate),
       suspect: () => agent.suspect(),
       close: () => {
