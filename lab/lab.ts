@@ -1,5 +1,5 @@
 import { resolve } from "node:path";
-import { parseIp } from "#base/ip.ts";
+import { type IpAddress, isV6, parseIp } from "#base/ip.ts";
 import type { Millis } from "#base/time.ts";
 import { closeAtExit, forgetAtExit, stopProcesses } from "./cleanup.ts";
 import type { CapturePoint } from "./control.ts";
@@ -64,6 +64,8 @@ export class Lab implements AsyncDisposable {
   readonly #topology: ResolvedTopology;
   readonly #prefix: string;
   readonly #router = new RouterClient();
+  /** Of the sites whose address has been changed. */
+  readonly #publicAddresses = new Map<string, IpAddress>();
   #closed: Promise<void> | undefined;
 
   constructor(topology: ResolvedTopology, hosts: readonly Host[], prefix: string) {
@@ -110,9 +112,9 @@ export class Lab implements AsyncDisposable {
     return this.hosts[this.#hostIndex(name)]!;
   }
 
-  /** Public IPv4 address of a NAT, as others see it at the start; undefined for a site without one. */
-  publicAddress(site: string): string | undefined {
-    return this.#site(site).publicAddress;
+  /** Public IPv4 address of a NAT, as others see it now; undefined for a site without one. */
+  publicAddress(site: string): IpAddress | undefined {
+    return this.#publicAddresses.get(site) ?? this.#site(site).publicAddress;
   }
 
   /** Nothing passes the site's link any more, what is under way on it is lost. The LAN goes on. */
@@ -156,7 +158,15 @@ export class Lab implements AsyncDisposable {
 
   /** The provider gives the NAT another public address; all mappings are gone. */
   async changePublicAddress(site: string, address: string): Promise<void> {
-    await this.#router.request({ kind: "public-address", site: this.#natSite(site), address: parseIp(address) });
+    const parsed = parseIp(address);
+    if (isV6(parsed)) throw new LabError("topology-invalid", `public address ${address} of a NAT must be IPv4`);
+    const others = [
+      ...this.#topology.sites.filter(({ name }) => name !== site).map(({ name }) => this.publicAddress(name)),
+      ...this.hosts.filter((host) => !this.#site(host.site).nat).map((host) => host.address),
+    ];
+    if (others.includes(parsed)) throw new LabError("topology-invalid", `public address ${address} is taken`);
+    await this.#router.request({ kind: "public-address", site: this.#natSite(site), address: parsed });
+    this.#publicAddresses.set(site, parsed);
   }
 
   /** Gives a host other addresses, in its site or in another, and changes its interface accordingly. */

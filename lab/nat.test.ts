@@ -83,7 +83,7 @@ describe("nat", () => {
   });
 
   test("UDP mapping and filtering agree with a list of everything that was sent", () => {
-    const small = fc.integer({ min: 1, max: 3 });
+    const small = fc.integer({ min: 1, max: 2 });
     const step = fc.record({
       direction: fc.constantFrom("out" as const, "in" as const),
       host: small,
@@ -91,7 +91,7 @@ describe("nat", () => {
       remote: small,
       remotePort: small,
       pick: fc.nat(),
-      wait: fc.constantFrom(0, 0, 40, 101),
+      wait: fc.constantFrom(0, 40, 40, 101),
     });
     const timeout = 100;
     fc.assert(

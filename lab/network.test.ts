@@ -3,9 +3,10 @@ import { readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, test } from "node:test";
+import fc from "fast-check";
 import { parseIp } from "#base/ip.ts";
 import { NAT } from "./nat.ts";
-import { Network } from "./network.ts";
+import { FLIGHT_MAX_PACKETS, Network } from "./network.ts";
 import { foldChecksum, ipv4, ipv4ToText, onesSum } from "./packet.ts";
 import { PcapWriter } from "./pcap.ts";
 import { encodeSamplePacket, type SamplePacket, transportChecksum } from "./sample-packet.ts";
@@ -216,6 +217,41 @@ describe("network", () => {
     world.send("a", { destination: world.address("server"), payload: new Uint8Array(72) });
     world.send("a", { protocol: "tcp", destination: world.address("server") });
     assert.deepEqual(world.network.counters().pairs, { a: { server: { packets: 2, bytes: 140, udpPackets: 1 } } });
+  });
+
+  test("whatever a host sends, nothing throws and every buffer comes back", () => {
+    const header = fc.record({
+      version: fc.constantFrom(4, 6),
+      headerWords: fc.integer({ min: 4, max: 15 }),
+      protocol: fc.constantFrom(0, 1, 6, 17, 44, 58),
+      fragment: fc.constantFrom(0, 0x2000, 0x0001, 0x4000),
+      destination: fc.constantFrom("198.18.1.2", "198.19.2.1", "198.19.3.1", "9.9.9.9", "192.168.2.3", "192.168.2.255"),
+      rest: fc.uint8Array({ minLength: 40, maxLength: 120 }),
+    });
+    const world = new World();
+    world.network.changeLink(1, "both", { duplicate: 0.3, reorder: 0.3, loss: 0.1 });
+    fc.assert(
+      fc.property(header, ({ version, headerWords, protocol, fragment, destination, rest }) => {
+        const bytes = rest.slice();
+        bytes[0] = version === 4 ? 0x40 | headerWords : 0x60;
+        bytes.set(version === 4 ? [0, bytes.length] : [0, bytes.length - 40], version === 4 ? 2 : 4);
+        if (version === 4) {
+          bytes.set([fragment >> 8, fragment & 0xff, 64, protocol], 6);
+          bytes.set(world.address("a").split(".").map(Number), 12);
+          bytes.set(destination.split(".").map(Number), 16);
+        }
+        world.raw("a", bytes);
+        assert.equal(world.network.nextDue(), undefined);
+      }),
+      { numRuns: 2000 },
+    );
+    assert.ok(world.delivered.length > 100);
+    const buffers = Array.from({ length: FLIGHT_MAX_PACKETS }, () => world.network.take());
+    assert.ok(
+      buffers.every((buffer) => buffer !== undefined),
+      "none was lost",
+    );
+    assert.equal(new Set(buffers).size, FLIGHT_MAX_PACKETS, "none was given back twice");
   });
 
   test("garbage is counted and dropped", () => {

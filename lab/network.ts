@@ -334,6 +334,7 @@ export class Network {
     state.nat.setOuter(ipv4ToNumber(address));
     this.#routes4.set(state.nat.outer, site);
     state.router4.set(ipToBytes(address));
+    state.plan = { ...state.plan, publicAddress: address };
   }
 
   /** Gives a host other addresses, maybe in another site. Packets to the old ones find nobody. */
@@ -371,7 +372,7 @@ export class Network {
   #installNat(site: SiteState, nat: NatOptions | undefined): void {
     const { publicAddress } = site.plan;
     if (!nat || !publicAddress) return;
-    const outer = site.nat?.outer ?? ipv4ToNumber(publicAddress);
+    const outer = ipv4ToNumber(publicAddress);
     site.nat = new Nat(nat, outer, this.#random);
     this.#routes4.set(outer, site.index);
   }

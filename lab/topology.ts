@@ -166,9 +166,7 @@ function resolveSite(spec: SiteSpec, number: number): Site {
     nat,
     udp: udp ?? "pass",
     lan: parseLan(lan ?? (nat ? `192.168.${number}.0/24` : `198.18.${number}.0/24`), name, 4),
-    publicAddress: nat
-      ? parseAddress(publicAddress ?? `198.19.${number}.1`, `publicAddress of site ${name}`)
-      : undefined,
+    publicAddress: nat ? parsePublicAddress(publicAddress ?? `198.19.${number}.1`, name) : undefined,
     lan6: ipv6 ? parseLan(ipv6 === true ? `2001:db8:${number.toString(16)}::/64` : ipv6, name, 6) : undefined,
     mtu,
     linkMtu,
@@ -214,6 +212,12 @@ function parseAddress(text: string, what: string): IpAddress {
   } catch (cause) {
     throw new LabError("topology-invalid", `${what}: ${JSON.stringify(text)} is no IP address`, { cause });
   }
+}
+
+function parsePublicAddress(text: string, site: string): IpAddress {
+  const address = parseAddress(text, `publicAddress of site ${site}`);
+  if (address.includes(":")) throw invalid(`publicAddress ${text} of site ${site} must be IPv4`);
+  return address;
 }
 
 function mustBeDistinct(what: string, values: readonly string[]): void {

@@ -162,7 +162,10 @@ describe("lab network", { skip, timeout: 20_000 }, () => {
     await lab.stopCapture(host);
     await ping(a, server.address, 1);
     for (const [index, address] of [lab.publicAddress("home")!, a.address].entries()) {
-      const text = execFileSync("tcpdump", ["-n", "-r", files[index]!], { encoding: "utf8", stdio: "pipe" });
+      const text = execFileSync("tcpdump", ["-Z", "root", "-n", "-r", files[index]!], {
+        encoding: "utf8",
+        stdio: "pipe",
+      });
       const lines = text.trim().split("\n");
       assert.equal(lines.length, 6, text);
       assert.equal(
