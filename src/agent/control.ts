@@ -13,8 +13,11 @@ export interface AgentControl {
   login(settings: AgentSettings, signal: AbortSignal): Promise<void>;
   /** Takes the interface down; the registration stays. Idempotent. */
   down(): Promise<void>;
-  /** Asks management to forget this peer, then `down`, then deletes the stored identity's registration. */
-  deregister(): Promise<void>;
+  /**
+   * Asks management to forget this peer, then `down`, then deletes the stored identity's registration. `settings` say which
+   * management when the agent was not up since the daemon started.
+   */
+  deregister(settings: AgentSettings): Promise<void>;
   status(): AgentStatus;
   /** Called after anything in `status()` changed; at most once per 100 ms. Returns the unsubscriber. */
   onChange(listener: () => void): () => void;

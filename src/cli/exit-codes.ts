@@ -23,11 +23,21 @@ export class UsageError extends PerchError<"usage"> {
   }
 }
 
+/** Codes of other parts that a script wants to tell apart; every code that is nowhere listed ends in 1. */
+const OTHER_CODES = {
+  "setup-key-invalid": EXIT.needsLogin,
+  "permission-denied": EXIT.needsLogin,
+  "login-expired": EXIT.needsLogin,
+  "setting-invalid": EXIT.usage,
+} as const;
+
+/** Exit codes by error code. */
+export const EXIT_OF_CODE: Readonly<Record<string, number>> = { ...DAEMON_ERROR_CODES, ...OTHER_CODES };
+
 /** The exit code for what a command threw. */
 export function exitCodeOf(error: unknown): number {
   if (error instanceof Interrupted) return EXIT.interrupted;
   if (error instanceof UsageError) return EXIT.usage;
   if (!(error instanceof PerchError)) return EXIT.failure;
-  const known: Readonly<Record<string, number>> = DAEMON_ERROR_CODES;
-  return known[error.code] ?? EXIT.failure;
+  return EXIT_OF_CODE[error.code] ?? EXIT.failure;
 }

@@ -34,7 +34,7 @@ export async function runForeground(options: ForegroundOptions, call?: UpCall, m
   using log = await openLog(level, options.logFile);
   const stop = new AbortController();
   using _signals = onSignals(stop, log);
-  const createAgent = makeAgent ?? (await loadAgent());
+  const createAgent = makeAgent ?? (await import("#agent/agent.ts")).createAgent;
   const daemon = await startDaemon(
     { createAgent, clock: systemClock, log, environment: process.env },
     { socketPath, stateDir: options.stateDir ?? DEFAULT_STATE_DIR, version: perchVersion(), resume: !call },
@@ -130,9 +130,4 @@ async function openLog(level: DaemonLog["level"], file: string | undefined): Pro
   } catch (cause) {
     throw new DaemonError("daemon-path", `--log-file: ${messageOf(cause)}`, { cause });
   }
-}
-
-async function loadAgent(): Promise<CreateAgent> {
-  const file: string = "#agent/agent.ts";
-  return ((await import(file)) as { readonly createAgent: CreateAgent }).createAgent;
 }

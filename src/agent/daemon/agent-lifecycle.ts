@@ -119,7 +119,8 @@ export class AgentLifecycle {
         return true;
       }
       if (this.#running) {
-        progress("taking the tunnel down to apply changed settings");
+        const changed = !sameSettings(this.#running, settings);
+        progress(changed ? "taking the tunnel down to apply changed settings" : "starting again");
         this.#running = undefined;
         await agent.down();
       }
@@ -160,7 +161,7 @@ export class AgentLifecycle {
   /** Forgets the registration on both sides. */
   deregister(): Promise<void> {
     return this.#run(undefined, async () => {
-      await this.#deps.agent.deregister();
+      await this.#deps.agent.deregister(toAgentSettings(this.settings, undefined));
       this.#running = undefined;
       this.#failure = undefined;
       this.#deps.store.setWantUp(false);
@@ -206,7 +207,11 @@ export class AgentLifecycle {
     if (enabled === undefined) store.remove("lazy");
     else store.merge({ lazy: enabled });
     this.#layers = { ...this.#layers, flag: { ...this.#layers.flag, lazy: undefined } };
-    if (this.#layers.environment.lazy === undefined) agent.setLazy(enabled);
+    if (this.#layers.environment.lazy === undefined) {
+      agent.setLazy(enabled);
+      const lazy = enabled === undefined ? undefined : { enabled, source: "setting" as const };
+      if (this.#running) this.#running = { ...this.#running, lazy };
+    }
     const { lazy } = agent.status();
     return { enabled: lazy.enabled, source: lazy.source };
   }
@@ -254,13 +259,10 @@ export class AgentLifecycle {
       log.info("up", { interface: now.interfaceName, address: now.address && formatPrefix(now.address) });
     } catch (error) {
       this.#failure = messageOf(error);
-      const needsLogin = agent.status().state === "needs-login";
-      // Whatever got made on the way is taken away before the caller hears of it.
-      await agent.down();
+      // Whatever got made on the way is taken away before the caller hears of it; `needs-login` is already an end.
+      const { state } = agent.status();
+      if (state !== "down" && state !== "needs-login") await agent.down();
       if (signal.aborted) throw abortReason(signal);
-      if (needsLogin && !(error instanceof DaemonError)) {
-        throw new DaemonError("needs-login", messageOf(error), { cause: error });
-      }
       throw error;
     } finally {
       unsubscribe();

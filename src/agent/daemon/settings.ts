@@ -272,10 +272,7 @@ const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
 export function checkSetupKey(given: string, name: string): string {
   if (UUID.test(given)) return given;
   const shown = given.length > 8 ? `${JSON.stringify(given.slice(0, 4)).slice(0, -1)}…"` : "a text";
-  throw invalid(
-    name,
-    `must be a UUID such as A2C8E62B-38F5-4553-B31E-DD66C696CEBB, got ${shown} of ${given.length} characters`,
-  );
+  throw invalid(name, `must be a UUID (8-4-4-4-12 hexadecimal digits), got ${shown} of ${given.length} characters`);
 }
 
 /** `90s`, `15m`, `1h30m`, `2d`; a bare number is minutes (as stock agents read it). Throws DaemonError. */

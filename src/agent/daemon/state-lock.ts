@@ -1,42 +1,72 @@
-import { linkSync, readFileSync, renameSync, unlinkSync, writeFileSync } from "node:fs";
+import { linkSync, readFileSync, unlinkSync, writeFileSync } from "node:fs";
 import { DaemonError } from "./daemon-error.ts";
 
 /**
  * A file that one process at a time holds: it contains the holder's pid and start time. A file of a dead process (also one
  * whose pid was given to another since) is taken over. Processes must see each other's pids.
  *
- *   absent --link own file--> held --holder dies--> stale --rename away, verify--> absent
+ *   absent --link own file--> held --holder dies--> stale --removed under a lock of its own--> absent
  */
 export interface StateLock extends Disposable {
   readonly path: string;
 }
+
+/** A lock that guards a removal is held for microseconds; locks of locks beyond this depth are a broken file system. */
+const DEPTH_MAX = 3;
+/** How often, and how far apart, a lock that changes under our eyes is looked at again. */
+const ATTEMPTS = 100;
+const PAUSE_MS = 5;
 
 /**
  * Takes the lock at once or throws DaemonError `daemon-running` with the message of `describe`. The directory must exist.
  * Other file-system failures are DaemonError `daemon-path`.
  */
 export function takeLock(path: string, describe: (holderPid: number) => string): StateLock {
-  const own = `${process.pid} ${startTimeOf(process.pid) ?? "-"}\n`;
-  const draft = `${path}.${process.pid}`;
   try {
-    writeFileSync(draft, own, { mode: 0o600 });
-    try {
-      for (let attempt = 0; attempt < 8; attempt++) {
-        if (tryLink(draft, path)) return { path, [Symbol.dispose]: () => release(path, own) };
-        const found = readIfThere(path);
-        if (found === undefined) continue;
-        const holder = liveHolder(found);
-        if (holder !== undefined) throw new DaemonError("daemon-running", describe(holder));
-        removeStale(path, found);
-      }
-    } finally {
-      unlinkIfThere(draft);
-    }
+    const taken = tryTake(path, 0);
+    if (typeof taken !== "number") return taken;
+    throw new DaemonError("daemon-running", describe(taken));
   } catch (cause) {
     if (cause instanceof DaemonError) throw cause;
     throw new DaemonError("daemon-path", `cannot take the lock ${path}: ${(cause as Error).message}`, { cause });
   }
-  throw new DaemonError("daemon-running", `the lock ${path} is being taken by another process`, { retryable: true });
+}
+
+/** The lock, or the pid of its live holder. */
+function tryTake(path: string, depth: number): StateLock | number {
+  const own = `${process.pid} ${startTimeOf(process.pid) ?? "-"}\n`;
+  // Written aside and linked: a lock file is never seen half written.
+  const draft = `${path}.${process.pid}`;
+  writeFileSync(draft, own, { mode: 0o600 });
+  try {
+    for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+      if (tryLink(draft, path)) return { path, [Symbol.dispose]: () => release(path, own) };
+      const found = readIfThere(path);
+      if (found === undefined) continue;
+      const holder = liveHolder(found);
+      if (holder !== undefined) return holder;
+      removeStale(path, depth);
+    }
+  } finally {
+    unlinkIfThere(draft);
+  }
+  throw new Error("it changes hands too often");
+}
+
+/**
+ * Removes a lock of a dead process. Who judged it stale may be late: another may have replaced it since. So removing is
+ * itself done under a lock, and judged again there; nobody but the holder of that lock takes a stale file away.
+ */
+function removeStale(path: string, depth: number): void {
+  if (depth === DEPTH_MAX) throw new Error(`${path} is a stale lock that cannot be removed`);
+  const right = tryTake(`${path}.remove`, depth + 1);
+  if (typeof right === "number") {
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, PAUSE_MS);
+    return;
+  }
+  using _right = right;
+  const found = readIfThere(path);
+  if (found !== undefined && liveHolder(found) === undefined) unlinkIfThere(path);
 }
 
 /** The pid in a lock file whose process is alive and the same one; undefined for anything else. */
@@ -59,22 +89,6 @@ function startTimeOf(pid: number): string | undefined {
   } catch {
     return undefined;
   }
-}
-
-/**
- * Between reading a stale file and removing it another process may have replaced it: rename takes whatever is there, and if
- * that turns out to be a live lock it is put back.
- */
-function removeStale(path: string, judged: string): void {
-  const aside = `${path}.stale.${process.pid}`;
-  try {
-    renameSync(path, aside);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return;
-    throw error;
-  }
-  if (readIfThere(aside) !== judged) tryLink(aside, path);
-  unlinkIfThere(aside);
 }
 
 function release(path: string, own: string): void {

@@ -185,7 +185,7 @@ export class FakeAgent implements AgentControl, AsyncDisposable {
       const why = refused
         ? `the setup key ${settings.setupKey?.slice(0, 4)}… is unknown`
         : "this machine is not registered";
-      throw new PerchError("login-refused", `${settings.managementUrl}: ${why}`);
+      throw new PerchError(refused ? "setup-key-invalid" : "needs-login", `${settings.managementUrl}: ${why}`);
     }
     this.registered = true;
   }

@@ -1,0 +1,88 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { toAgentSettings } from "./agent-lifecycle.ts";
+import { resolveSettings } from "./settings.ts";
+import { StatusFeed } from "./status-feed.ts";
+import { FakeAgent, keyOf, makePeers } from "./testing/fake-agent.ts";
+
+async function feedOf(count: number): Promise<{ agent: FakeAgent; feed: StatusFeed }> {
+  const agent = new FakeAgent(makePeers(count));
+  agent.registered = true;
+  const resolved = resolveSettings({ flag: { managementUrl: "http://m.test" } });
+  await agent.up(toAgentSettings(resolved, undefined), new AbortController().signal);
+  const feed = new StatusFeed(agent);
+  feed.watch();
+  return { agent, feed };
+}
+
+test("a watcher gets everything first, then only what changed", async () => {
+  const { agent, feed } = await feedOf(100);
+  const first = feed.since("", 0n);
+  assert.deepEqual([first.reset, first.peers.length], [true, 100]);
+  agent.wakePeer(keyOf(5));
+  agent.removePeer(keyOf(9));
+  const second = feed.since(feed.epoch, first.revision);
+  assert.deepEqual([second.reset, second.peers.map(({ key }) => key), second.removed], [false, [keyOf(5)], [keyOf(9)]]);
+  assert.deepEqual(feed.since(feed.epoch, second.revision).peers, []);
+});
+
+test("a watcher that was away for several changes gets them at once, each peer once", async () => {
+  const { agent, feed } = await feedOf(10);
+  const { revision } = feed.since("", 0n);
+  agent.wakePeer(keyOf(1));
+  feed.since(feed.epoch, revision);
+  agent.sleepPeer(keyOf(1));
+  feed.since(feed.epoch, revision);
+  agent.wakePeer(keyOf(2));
+  const { peers } = feed.since(feed.epoch, revision);
+  assert.deepEqual(
+    peers.map(({ key, state }) => [key, state]),
+    [
+      [keyOf(1), "idle"],
+      [keyOf(2), "connecting"],
+    ],
+  );
+});
+
+test("a revision of another run of the daemon starts again with everything", async () => {
+  const { feed } = await feedOf(10);
+  feed.since("", 0n);
+  assert.equal(feed.since("another", 1n).reset, true);
+  assert.equal(feed.since(feed.epoch, 99n).reset, true);
+});
+
+test("a watcher that missed more removals than are remembered starts again with everything", async () => {
+  const { agent, feed } = await feedOf(4200);
+  const { revision } = feed.since("", 0n);
+  for (let index = 1; index <= 10; index++) agent.removePeer(keyOf(index));
+  feed.since(feed.epoch, revision);
+  const status = agent.status();
+  agent.status = () => ({ ...status, peers: [] });
+  feed.noteChange();
+  feed.since(feed.epoch, revision);
+  const late = feed.since(feed.epoch, revision);
+  assert.equal(late.reset, true);
+  assert.deepEqual(late.peers, []);
+});
+
+test("waiting ends with a change or with the signal, and the agent is let go with the last watcher", async () => {
+  const agent = new FakeAgent();
+  const feed = new StatusFeed(agent);
+  const leave = feed.watch();
+  const leaveToo = feed.watch();
+  assert.equal(agent.listeners, 1);
+  const stop = new AbortController();
+  const { revision } = feed.since("", 0n);
+  const waiting = feed.changed(stop.signal);
+  agent.setState("starting");
+  assert.equal(await waiting, true);
+  feed.since(feed.epoch, revision);
+  const again = feed.changed(stop.signal);
+  stop.abort();
+  assert.equal(await again, false);
+  leave();
+  leave();
+  assert.equal(agent.listeners, 1);
+  leaveToo();
+  assert.equal(agent.listeners, 0);
+});
