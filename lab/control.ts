@@ -12,15 +12,16 @@ export type CapturePoint = { readonly kind: "site" | "host"; readonly index: num
  * the same `id`. Sites and hosts are indexes into the topology of `open`. The end of the stream is the end of the lab.
  */
 export type RouterCommand =
-  /** First: makes the TUNs, one for each host, by these names in the router's own namespace. */
+  /** First: makes a TUN in the namespace of each host. */
   | {
       readonly kind: "open";
       readonly topology: ResolvedTopology;
-      readonly devices: readonly string[];
+      /** Names, in the order of the hosts. */
+      readonly namespaces: readonly string[];
       /** Namespaces to remove should the lab's owner die. */
       readonly namespacePrefix: string;
     }
-  /** The TUNs are in place and up: packets flow from now on. */
+  /** The TUNs are up: packets flow from now on. */
   | { readonly kind: "start" }
   | { readonly kind: "cut"; readonly site: number; readonly isCut: boolean }
   | {

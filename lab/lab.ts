@@ -77,27 +77,16 @@ export class Lab implements AsyncDisposable {
 
   /** For `createLab` alone. */
   async start(): Promise<void> {
-    const id = this.#prefix.split("-")[3]!;
-    const devices = this.hosts.map((_, index) => `pl${process.pid.toString(36)}-${id}-${index.toString(36)}`);
-    const namespaces = createNamespaces(this.hosts.map((host) => host.namespace));
-    const opened = this.#router.request({
+    const namespaces = this.hosts.map((host) => host.namespace);
+    await createNamespaces(namespaces);
+    await this.#router.request({
       kind: "open",
       topology: this.#topology,
-      devices,
+      namespaces,
       namespacePrefix: this.#prefix,
     });
-    for (const result of await Promise.allSettled([namespaces, opened])) {
-      if (result.status === "rejected") throw result.reason;
-    }
     await Promise.all(
-      this.hosts.map((host, index) =>
-        installInterface(
-          host.namespace,
-          { device: devices[index]! },
-          this.#site(host.site).mtu,
-          this.#addresses(host.plan),
-        ),
-      ),
+      this.hosts.map((host) => installInterface(host.namespace, this.#site(host.site).mtu, this.#addresses(host.plan))),
     );
     await this.#router.request({ kind: "start" });
   }

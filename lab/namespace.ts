@@ -7,7 +7,8 @@ import { LabError } from "./errors.ts";
 /** The interface of every host. Not `tun0`, `veth…`, `wg…`: agents leave such interfaces out of their candidates. */
 export const HOST_INTERFACE = "net0";
 
-const NAMESPACE_FOLDER = "/run/netns";
+/** Where `ip netns` keeps its names. */
+export const NAMESPACE_FOLDER = "/run/netns";
 const NAME_PATTERN = /^perch-([0-9a-z]+)-([0-9a-z]+)-[0-9a-z]+-/;
 /** What a host may send in one burst before the router has read it; the kernel drops the rest. */
 const TRANSMIT_QUEUE_PACKETS = 5000;
@@ -130,21 +131,8 @@ export interface HostAddresses {
   readonly address6: Prefix | undefined;
 }
 
-/** An interface that is in this process's namespace, or already in the host's: then `from` names that. */
-export interface Device {
-  readonly device: string;
-  readonly from?: string;
-}
-
-/** Makes an interface the one of a host: brings it there, under the name `HOST_INTERFACE`, and up, with addresses. */
-export async function installInterface(
-  namespace: string,
-  { device, from }: Device,
-  mtu: number,
-  addresses: HostAddresses,
-): Promise<void> {
-  if (from === namespace) await runIp(["-n", namespace, "link", "set", device, "name", HOST_INTERFACE]);
-  else await runIp(["link", "set", device, "netns", namespace, "name", HOST_INTERFACE]);
+/** Brings the interface `HOST_INTERFACE` of a namespace up, with addresses and default routes. */
+export async function installInterface(namespace: string, mtu: number, addresses: HostAddresses): Promise<void> {
   const conf = `/proc/sys/net/ipv6/conf/${HOST_INTERFACE}`;
   // No link-local address: without one there are no router solicitations, and an idle host is silent.
   const settings = [

@@ -5,7 +5,8 @@ import { Errno } from "#net/errno.ts";
 import { libc } from "#net/libc.ts";
 import { closeTun, openTun, type Tun } from "#tun/linux.ts";
 import { type CapturePoint, CONTROL_FD, type RouterCommand, type RouterReply, type RouterRequest } from "./control.ts";
-import { removeNamespaces } from "./namespace.ts";
+import { HOST_INTERFACE, removeNamespaces } from "./namespace.ts";
+import { inNamespace } from "./namespace-entry.ts";
 import { Network, type NetworkCounters } from "./network.ts";
 import { PcapWriter } from "./pcap.ts";
 import type { ResolvedTopology } from "./topology.ts";
@@ -145,8 +146,8 @@ class Router {
 
   #obey(command: RouterCommand): NetworkCounters | undefined {
     if (command.kind === "open") {
-      this.#open(command.topology, command.devices);
       this.#namespacePrefix = command.namespacePrefix;
+      this.#open(command.topology, command.namespaces);
       return undefined;
     }
     const network = this.#network;
@@ -194,8 +195,10 @@ class Router {
     }
   }
 
-  #open(topology: ResolvedTopology, devices: readonly string[]): void {
-    for (const name of devices) this.#tuns.push(openTun({ name }));
+  #open(topology: ResolvedTopology, namespaces: readonly string[]): void {
+    // Made where they belong: to move an interface from one namespace to another takes the kernel 20 ms.
+    for (const namespace of namespaces)
+      this.#tuns.push(inNamespace(namespace, () => openTun({ name: HOST_INTERFACE })));
     this.#network = new Network(topology, {
       deliver: (host, bytes, length) => this.#deliver(host, bytes, length),
       seenAtSite: (site, bytes, length, now) => this.#capture("site", site, bytes, length, now),

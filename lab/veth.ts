@@ -5,6 +5,7 @@ import { Host } from "./host.ts";
 import {
   createNamespacePrefix,
   createNamespaces,
+  HOST_INTERFACE,
   installInterface,
   removeNamespaces,
   runIp,
@@ -68,12 +69,12 @@ export class VethPair implements AsyncDisposable {
   async start({ mtu = 1500, segmentation = "on" }: VethOptions): Promise<void> {
     const hosts = [this.left, this.right];
     await createNamespaces(hosts.map((host) => host.namespace));
-    // Made inside the first namespace: both ends never show in ours.
-    await runIp(["-n", this.left.namespace, "link", "add", "end0", "type", "veth", "peer", "name", "end1"]);
-    await runIp(["-n", this.left.namespace, "link", "set", "end1", "netns", this.right.namespace]);
+    const [left, right] = hosts.map((host) => host.namespace);
+    const peer = ["peer", "name", HOST_INTERFACE, "netns", right!];
+    await runIp(["-n", left!, "link", "add", HOST_INTERFACE, "type", "veth", ...peer]);
     await Promise.all(
-      hosts.map((host, index) =>
-        installInterface(host.namespace, { device: `end${index}`, from: host.namespace }, mtu, {
+      hosts.map((host) =>
+        installInterface(host.namespace, mtu, {
           address: { address: host.address, bits: 24 },
           address6: { address: host.address6!, bits: 64 },
         }),
@@ -105,6 +106,6 @@ export class VethPair implements AsyncDisposable {
 
 async function turnSegmentationOff(host: Host): Promise<void> {
   const features = ["tso", "gso", "gro", "tx-udp-segmentation"].flatMap((feature) => [feature, "off"]);
-  const { code, stderr } = await host.exec("ethtool", ["-K", "net0", ...features]);
+  const { code, stderr } = await host.exec("ethtool", ["-K", HOST_INTERFACE, ...features]);
   if (code !== 0) throw new LabError("command-failed", `ethtool on ${host.name}: ${stderr.trim()}`);
 }
