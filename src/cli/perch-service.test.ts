@@ -136,3 +136,33 @@ test("a reader that has enough does not make status fail", async (t) => {
   );
   assert.deepEqual([code, out, err], [0, "Peers\n", ""]);
 });
+
+test("up in the foreground serves like a daemon and ends with the signal, also in the middle of connecting", async (t) => {
+  const at = scene(t);
+  const going = await at.startDaemon("--registered", "--up", SERVER);
+  await until(() => going.log().includes("Ctrl-C disconnects"));
+  assert.match((await at.run("status")).out, /^Agent: +up/);
+  assert.equal(await going.stop("SIGINT"), 0);
+  const stuck = await at.startDaemon("--registered", "--stuck", "--up", SERVER);
+  await until(() => stuck.log().includes("connecting to"));
+  assert.equal(await stuck.stop("SIGINT"), EXIT.interrupted);
+  const refused = await perch(
+    [FAKE_DAEMON, "--daemon-addr", at.address, "--state-dir", join(at.dir, "fresh"), "--up", SERVER],
+    {},
+    process.execPath,
+  );
+  assert.equal(refused.code, EXIT.needsLogin);
+  assert.match(refused.err, /^perch: http:\/\/m.test:33073: this machine is not registered$/m);
+  assert.equal(existsSync(join(at.dir, "d.sock")), false);
+});
+
+test("who watches is told when the daemon ends", async (t) => {
+  const at = scene(t);
+  const daemon = await at.startDaemon("--registered");
+  await at.run(`up --management-url ${SERVER}`);
+  const watching = at.run("status --watch --json");
+  setTimeout(() => void daemon.stop(), 1000);
+  const { code, out, err } = await watching;
+  assert.deepEqual([code, err], [1, `perch: the daemon on ${at.dir}/d.sock ended before it was done\n`]);
+  assert.equal(JSON.parse(out.split("\n")[0]!).peers.length, 4);
+});

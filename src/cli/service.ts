@@ -37,7 +37,7 @@ function runCommand(): Command {
   return withRunOptions(new Command("run"))
     .summary("run the daemon in the foreground")
     .description(
-      "Runs the daemon in the foreground. It connects when it was connected before; SIGTERM and SIGINT take the tunnel down\n" +
+      "Runs the daemon in the foreground. It connects when it was connected before; SIGTERM and SIGINT take the tunnel down " +
         "and end with exit code 0.",
     )
     .addHelpText(

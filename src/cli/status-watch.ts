@@ -1,4 +1,5 @@
 import type { DaemonClient } from "#agent/daemon/daemon-client.ts";
+import { DaemonError } from "#agent/daemon/daemon-error.ts";
 import type { Peer, StatusHead, StatusRequest } from "#gen/daemon_pb.ts";
 import { sortByAddress } from "./status.ts";
 import { peerDocument } from "./status-json.ts";
@@ -32,6 +33,7 @@ export async function watchStatus(
     for (const peer of part.peers) peers.set(keyText(peer.key), peer);
     screen?.note(part.head);
   }
+  if (!signal.aborted) throw new DaemonError("daemon-lost", "the daemon ended");
 }
 
 function changeDocument(part: {

@@ -1,7 +1,7 @@
 import { execFile } from "node:child_process";
 import { existsSync } from "node:fs";
 import { rename, rm, writeFile } from "node:fs/promises";
-import { join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { DaemonError } from "#agent/daemon/daemon-error.ts";
 
@@ -25,6 +25,11 @@ export function unitText(perch: string, flags: UnitFlags): string {
     ["--log-level", flags.logLevel],
     ["--log-file", flags.logFile && resolve(flags.logFile)],
   ].flatMap(([flag, value]) => (value === undefined ? [] : [flag!, value]));
+  // Homes are read-only for the service; what it was told to write to is not.
+  const writable = [flags.stateDir, flags.logFile && dirname(flags.logFile)].flatMap((path) =>
+    path ? [resolve(path)] : [],
+  );
+  const writablePaths = writable.map((path) => `ReadWritePaths=-${quoteArgument(path)}\n`).join("");
   return `[Unit]
 Description=Perch, a mesh VPN whose peers sleep until they are needed
 Documentation=file://${resolve(perch, "../../README.md")}
@@ -48,8 +53,7 @@ ProtectHostname=true
 RestrictRealtime=true
 RestrictSUIDSGID=true
 LockPersonality=true
-PrivateTmp=false
-
+${writablePaths}
 [Install]
 WantedBy=multi-user.target
 `;

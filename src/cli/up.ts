@@ -1,5 +1,6 @@
 import { Command } from "commander";
 import { DEFAULT_STATE_DIR } from "#agent/daemon/daemon-address.ts";
+import { DaemonError } from "#agent/daemon/daemon-error.ts";
 import type { SettingValues } from "#agent/daemon/settings.ts";
 import type { StatusHead, UpRequest } from "#gen/daemon_pb.ts";
 import { withDaemon, withDaemonOption } from "./daemon-connection.ts";
@@ -19,8 +20,8 @@ interface UpOptions extends Readonly<Record<string, unknown>> {
 
 export function upCommand(): Command {
   const command = new Command("up").description(
-    "Joins the network and connects. The first time it needs the server and a setup key; both are remembered as the\n" +
-      "registration and the stored settings, and `perch up` alone is enough from then on.",
+    "Joins the network and connects. The first time it needs the server and a setup key; from then on `perch up` alone is " +
+      "enough, and settings that were given are kept until they are given again.",
   );
   withDaemonOption(withSettingFlags(command))
     .option("-F, --foreground", "run the daemon in this process until Ctrl-C")
@@ -81,9 +82,11 @@ async function callDaemon(options: UpOptions, verb: "up" | "login", call: UpCall
       environment: encodeValues(call.environment),
       setupKey: call.setupKey ?? "",
     };
+    let ended = false;
     for await (const { event } of client[verb](request as UpRequest, { signal })) {
       if (event.case === "progress") progress.step(event.value);
       if (event.case !== "result") continue;
+      ended = true;
       progress.end();
       const { already, head } = event.value;
       print(
@@ -95,6 +98,7 @@ async function callDaemon(options: UpOptions, verb: "up" | "login", call: UpCall
       );
     }
     if (signal.aborted) throw new Interrupted();
+    if (!ended) throw new DaemonError("daemon-lost", "the daemon ended before it was done");
   });
 }
 

@@ -28,7 +28,7 @@ export function callError(reason: unknown, socketPath: string): Error {
   const [detail] = reason.findDetails(ErrorDetailSchema);
   if (detail) return new RemoteError(detail.code, reason.rawMessage, { retryable: detail.retryable, cause: reason });
   if (reason.code === Code.Canceled) return reason;
-  return new DaemonError("daemon-lost", `the daemon on ${socketPath} went away: ${reason.rawMessage}`, {
+  return new DaemonError("daemon-lost", `the daemon on ${socketPath} ended before it was done`, {
     cause: reason,
   });
 }

@@ -6,7 +6,7 @@ import { AgentLifecycle } from "./agent-lifecycle.ts";
 import type { DaemonLog } from "./daemon-log.ts";
 import { serveDaemon } from "./daemon-server.ts";
 import { settingsFromEnvironment } from "./settings.ts";
-import { SettingsStore } from "./settings-store.ts";
+import { makeStateDir, SettingsStore } from "./settings-store.ts";
 import { takeLock } from "./state-lock.ts";
 import { StatusFeed } from "./status-feed.ts";
 
@@ -49,13 +49,14 @@ export async function startDaemon(deps: DaemonDeps, options: DaemonOptions): Pro
   const { clock, log } = deps;
   const { socketPath, stateDir } = options;
   await using undo = new AsyncDisposableStack();
-  const store = new SettingsStore(stateDir, log.logger);
+  makeStateDir(stateDir);
   undo.use(
     takeLock(
       join(stateDir, "daemon.lock"),
       (pid) => `a daemon (pid ${pid}) already uses the state directory ${stateDir}; choose another --state-dir`,
     ),
   );
+  const store = new SettingsStore(stateDir, log.logger);
   const environment = settingsFromEnvironment(deps.environment, (error) =>
     log.logger.warn("a variable is ignored", { err: error.message }),
   );

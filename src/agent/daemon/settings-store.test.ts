@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { createLogger, silentLogger } from "#base/log.ts";
-import { SettingsStore } from "./settings-store.ts";
+import { makeStateDir, SettingsStore } from "./settings-store.ts";
 
 function scratch(): { readonly dir: string } & Disposable {
   const dir = mkdtempSync(join(tmpdir(), "perch-store-"));
@@ -14,6 +14,7 @@ function scratch(): { readonly dir: string } & Disposable {
 test("what was stored is there after a restart, in a file for its owner only", () => {
   using at = scratch();
   const dir = join(at.dir, "state");
+  makeStateDir(dir);
   const store = new SettingsStore(dir, silentLogger);
   store.merge({ managementUrl: "http://m.test", mtu: 1300, lazy: true });
   store.setWantUp(true);
@@ -86,8 +87,8 @@ test("a draft that a crash left behind does not count", () => {
 test("a state directory that cannot be made is named", () => {
   using at = scratch();
   writeFileSync(join(at.dir, "file"), "");
-  assert.throws(() => new SettingsStore(join(at.dir, "file", "state"), silentLogger), {
+  assert.throws(() => makeStateDir(join(at.dir, "file", "state")), {
     code: "daemon-path",
-    message: /file\/state\/settings\.json/,
+    message: /cannot use the state directory .*\/file\/state: /,
   });
 });

@@ -1,5 +1,7 @@
 import {
+  accessSync,
   closeSync,
+  constants,
   fsyncSync,
   mkdirSync,
   openSync,
@@ -13,6 +15,18 @@ import { z } from "zod";
 import type { Logger } from "#base/log.ts";
 import { DaemonError } from "./daemon-error.ts";
 import { checkSettings, SETTING_NAMES, type SettingName, type SettingValues } from "./settings.ts";
+
+/** Makes the state directory (0700) where it is missing. Throws DaemonError `daemon-path`. */
+export function makeStateDir(path: string): void {
+  try {
+    mkdirSync(path, { recursive: true, mode: 0o700 });
+    accessSync(path, constants.R_OK | constants.W_OK | constants.X_OK);
+  } catch (cause) {
+    const { code, message } = cause as NodeJS.ErrnoException;
+    const hint = code === "EACCES" || code === "EPERM" ? "; run it as root, or choose another --state-dir" : "";
+    throw new DaemonError("daemon-path", `cannot use the state directory ${path}: ${message}${hint}`, { cause });
+  }
+}
 
 /** File in the state directory. */
 export const SETTINGS_FILE = "settings.json";
@@ -50,17 +64,18 @@ export class SettingsStore {
   readonly path: string;
   readonly #log: Logger;
   #stored: Stored;
+  #values: SettingValues;
 
-  /** Reads `settings.json` of the directory, making the directory (0700) where it is missing. Throws DaemonError `daemon-path`. */
+  /** Reads `settings.json` of a directory that exists. Throws DaemonError `daemon-path`. */
   constructor(stateDir: string, log: Logger) {
     this.path = join(stateDir, SETTINGS_FILE);
     this.#log = log;
     try {
-      mkdirSync(stateDir, { recursive: true, mode: 0o700 });
       this.#stored = this.#read();
     } catch (cause) {
       throw new DaemonError("daemon-path", `cannot read ${this.path}: ${(cause as Error).message}`, { cause });
     }
+    this.#values = this.#valid();
   }
 
   get wantUp(): boolean {
@@ -69,6 +84,10 @@ export class SettingsStore {
 
   /** Stored values within their limits. */
   get values(): SettingValues {
+    return this.#values;
+  }
+
+  #valid(): SettingValues {
     const values: Record<string, unknown> = {};
     for (const name of SETTING_NAMES) {
       const raw = this.#stored.settings[name];
@@ -150,6 +169,7 @@ export class SettingsStore {
       throw new DaemonError("daemon-path", `cannot write ${this.path}: ${(cause as Error).message}`, { cause });
     }
     this.#stored = next;
+    this.#values = this.#valid();
   }
 }
 

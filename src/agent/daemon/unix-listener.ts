@@ -32,11 +32,7 @@ export async function listenOnUnix(server: Server, path: string, groupFile = "/e
   try {
     if (await removeStaleSocket(path)) throw new DaemonError("daemon-running", taken());
     await bind(server, path);
-    const gid = groupId(DAEMON_GROUP, groupFile);
-    if (gid !== undefined && process.getuid?.() === 0) {
-      chownSync(path, 0, gid);
-      chmodSync(path, 0o660);
-    }
+    admitGroup(path, groupFile);
   } catch (error) {
     lock[Symbol.dispose]();
     throw error;
@@ -90,6 +86,18 @@ async function bind(server: Server, path: string): Promise<void> {
   } finally {
     server.off("listening", resolve);
     server.off("error", reject);
+  }
+}
+
+/** Where the group is not there, or cannot be given (a user namespace that does not know it), the socket stays root's. */
+function admitGroup(path: string, groupFile: string): void {
+  const gid = groupId(DAEMON_GROUP, groupFile);
+  if (gid === undefined || process.getuid?.() !== 0) return;
+  try {
+    chownSync(path, 0, gid);
+    chmodSync(path, 0o660);
+  } catch {
+    // Still 0600.
   }
 }
 

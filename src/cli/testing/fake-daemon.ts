@@ -4,7 +4,7 @@ import { messageOf } from "#base/errors.ts";
 import { exitCodeOf } from "../exit-codes.ts";
 import { runForeground } from "../foreground.ts";
 
-// `perch service run` with an agent in memory, as a process of its own: fake-daemon.ts --daemon-addr A --state-dir D
+// `perch service run`, or with --up URL `perch up -F`, with an agent in memory, as a process of its own: fake-daemon.ts --daemon-addr A --state-dir D
 const { values } = parseArgs({
   options: {
     "daemon-addr": { type: "string" },
@@ -13,6 +13,8 @@ const { values } = parseArgs({
     "log-level": { type: "string" },
     peers: { type: "string" },
     registered: { type: "boolean" },
+    up: { type: "string" },
+    stuck: { type: "boolean" },
   },
 });
 const options = {
@@ -22,9 +24,12 @@ const options = {
   ...(values["log-level"] === undefined ? {} : { logLevel: values["log-level"] }),
 };
 try {
-  await runForeground(options, undefined, () => {
+  const call =
+    values.up === undefined ? undefined : { flags: { managementUrl: values.up }, environment: {}, setupKey: undefined };
+  await runForeground(options, call, () => {
     const agent = new FakeAgent(makePeers(Number(values.peers ?? 4)));
     agent.registered = values.registered ?? false;
+    if (values.stuck) agent.gate = new Promise(() => {});
     return agent;
   });
 } catch (error) {
