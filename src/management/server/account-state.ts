@@ -1,0 +1,133 @@
+import { type Prefix, prefixContains } from "#base/ip.ts";
+import type { PublicKey } from "#base/keys.ts";
+import {
+  DNS_FORWARDER_PORT,
+  DNS_FORWARDER_PORT_OLD,
+  isVersionAtLeast,
+  VERSION_WITH_NEW_FORWARDER_PORT,
+} from "../protocol/version.ts";
+import type { Account, Peer, PolicyRule } from "./model.ts";
+
+/** One peer that a receiver may talk to under one rule, in the rule's direction as the receiver sees it. */
+export interface RuleMatch {
+  readonly rule: PolicyRule;
+  readonly peer: Peer;
+  readonly direction: "in" | "out";
+}
+
+/** What one receiver gets to see: protocol/management.md, section 5.5. */
+export interface Visible {
+  readonly peers: readonly Peer[];
+  readonly rules: readonly RuleMatch[];
+}
+
+/**
+ * The network in memory, kept equal to the store by the server: it applies here what the store has committed. Deriving maps from
+ * it asks nobody.
+ */
+export class AccountState {
+  readonly network: Prefix;
+  readonly network6: Prefix;
+  readonly domain: string;
+  #lazy: boolean;
+  #serial: number;
+  readonly #rules: readonly PolicyRule[];
+  readonly #allGroups: ReadonlySet<string>;
+  readonly #peers = new Map<PublicKey, Peer>();
+  /** Peers of agents that have the DNS forwarder on the old port. */
+  #oldForwarders = 0;
+
+  constructor(account: Account, defaultDomain: string) {
+    this.network = account.network;
+    this.network6 = account.network6;
+    this.domain = account.domain || defaultDomain;
+    this.#lazy = account.lazy;
+    this.#serial = account.serial;
+    this.#rules = account.rules;
+    this.#allGroups = new Set(account.groups.filter((group) => group.isAll).map((group) => group.id));
+    for (const peer of account.peers) this.put(peer, account.serial);
+  }
+
+  get lazy(): boolean {
+    return this.#lazy;
+  }
+
+  get serial(): number {
+    return this.#serial;
+  }
+
+  get peers(): ReadonlyMap<PublicKey, Peer> {
+    return this.#peers;
+  }
+
+  /** The port of the DNS forwarder that every peer of the account is told (section 7.3). */
+  get forwarderPort(): number {
+    return this.#oldForwarders === 0 ? DNS_FORWARDER_PORT : DNS_FORWARDER_PORT_OLD;
+  }
+
+  /** Adds or replaces a peer. */
+  put(peer: Peer, serial: number): void {
+    if (!prefixContains(this.network, peer.address))
+      throw new RangeError(`${peer.address} of ${peer.name} is outside of the network ${this.network.address}`);
+    const before = this.#peers.get(peer.key);
+    if (before) this.#countForwarder(before, -1);
+    this.#peers.set(peer.key, peer);
+    this.#countForwarder(peer, 1);
+    this.#raise(serial);
+  }
+
+  remove(key: PublicKey, serial: number): void {
+    const peer = this.#peers.get(key);
+    if (peer) this.#countForwarder(peer, -1);
+    this.#peers.delete(key);
+    this.#raise(serial);
+  }
+
+  setLazy(lazy: boolean, serial: number): void {
+    this.#lazy = lazy;
+    this.#raise(serial);
+  }
+
+  /** Every peer the receiver is to connect to, and the rules between them, without duplicates. */
+  visibleTo(receiver: Peer): Visible {
+    const peers = new Set<Peer>();
+    const rules: RuleMatch[] = [];
+    for (const rule of this.#rules) {
+      const inSources = this.#isIn(receiver, rule.sources);
+      const inDestinations = this.#isIn(receiver, rule.destinations);
+      if (!inSources && !inDestinations) continue;
+      for (const peer of this.#peers.values()) {
+        if (peer.key === receiver.key) continue;
+        const reaches = inSources && this.#isIn(peer, rule.destinations);
+        const isReached = inDestinations && this.#isIn(peer, rule.sources);
+        if (!reaches && !isReached) continue;
+        peers.add(peer);
+        if (isReached || (rule.bidirectional && reaches)) rules.push({ rule, peer, direction: "in" });
+        if (reaches || (rule.bidirectional && isReached)) rules.push({ rule, peer, direction: "out" });
+      }
+    }
+    return { peers: [...peers], rules };
+  }
+
+  /** Whether any rule connects the two, in either direction. */
+  areConnected(a: Peer, b: Peer): boolean {
+    return this.#rules.some(
+      (rule) =>
+        (this.#isIn(a, rule.sources) && this.#isIn(b, rule.destinations)) ||
+        (this.#isIn(b, rule.sources) && this.#isIn(a, rule.destinations)),
+    );
+  }
+
+  #isIn(peer: Peer, groups: readonly string[]): boolean {
+    return groups.some((group) => this.#allGroups.has(group) || peer.groups.includes(group));
+  }
+
+  #countForwarder(peer: Peer, by: number): void {
+    if (!isVersionAtLeast(peer.meta.netbirdVersion, VERSION_WITH_NEW_FORWARDER_PORT)) this.#oldForwarders += by;
+  }
+
+  /** Answers of the store may be applied out of order; the serial never goes back. */
+  #raise(serial: number): void {
+    this.#serial = Math.max(this.#serial, serial);
+  }
+}
