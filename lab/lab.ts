@@ -18,6 +18,7 @@ import {
 import type { NatOptions } from "./nat.ts";
 import type { NetworkCounters } from "./network.ts";
 import type { PacketRuleSpec } from "./packet-rule.ts";
+import { assertPrivileges } from "./rootless.ts";
 import { RouterClient } from "./router-client.ts";
 import {
   type HostPlan,
@@ -45,6 +46,7 @@ export interface AddressChange {
  */
 export async function createLab(topology: LabTopology): Promise<Lab> {
   const resolved = resolveTopology(topology);
+  assertPrivileges();
   sweepDeadLabs();
   const prefix = createNamespacePrefix();
   const hosts = resolved.hosts.map((plan) => new Host(plan, prefix + plan.name));

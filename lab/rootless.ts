@@ -52,6 +52,15 @@ export async function skipWithoutLab(): Promise<string | false> {
   return false;
 }
 
+/** Throws LabError `privileges-missing` when this process cannot make namespaces: `ensurePrivileges` was not called. */
+export function assertPrivileges(): void {
+  if (hasCapabilities()) return;
+  throw new LabError(
+    "privileges-missing",
+    "this process may not make network namespaces: run it as root, or call ensurePrivileges() first",
+  );
+}
+
 type Way = { readonly kind: "direct" | "unshare" } | { readonly kind: "none"; readonly reason: string };
 
 function findPrivileges(): Way {

@@ -1,4 +1,5 @@
 import { readSync, writeSync } from "node:fs";
+import { setPriority } from "node:os";
 import { messageOf, unreachable } from "#base/errors.ts";
 import type { Millis } from "#base/time.ts";
 import { Errno } from "#net/errno.ts";
@@ -26,6 +27,8 @@ const READ_BATCH = 64;
 const FLUSH_IDLE_MS: Millis = 5;
 const FLUSH_BUSY_MS: Millis = 200;
 const WARM_UP_ROUNDS = 1000;
+/** Before everything that runs in the hosts: a network does not become slow because its computers are busy. */
+const ROUTER_NICENESS = -15;
 const CONTROL_READ_BYTES = 64 * 1024;
 
 class Router {
@@ -46,6 +49,11 @@ class Router {
   /** Returns when the owner has closed the control socket. */
   run(): void {
     refuseTimerSlack();
+    try {
+      setPriority(ROUTER_NICENESS);
+    } catch {
+      // Not allowed in a user namespace: then a busy machine adds delay.
+    }
     this.#watch([]);
     for (;;) {
       this.#network?.advance(performance.now());

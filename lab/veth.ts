@@ -11,6 +11,7 @@ import {
   runIp,
   sweepDeadLabs,
 } from "./namespace.ts";
+import { assertPrivileges } from "./rootless.ts";
 
 export interface VethOptions {
   /** In bytes. Default 1500. */
@@ -30,6 +31,7 @@ const NETWORK6 = "2001:db8:ffff::";
  * `createLab` needs. Throws LabError; nothing is left then.
  */
 export async function createVethPair(options: VethOptions = {}): Promise<VethPair> {
+  assertPrivileges();
   sweepDeadLabs();
   const prefix = createNamespacePrefix();
   const pair = new VethPair(prefix);
