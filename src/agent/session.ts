@@ -47,7 +47,11 @@ export interface Session {
   readonly engine: Engine;
   readonly signalUri: string;
   /** What status shows of the servers. */
-  readonly services: { readonly management: ServiceRecorder; readonly signal: ServiceRecorder };
+  readonly services: {
+    readonly management: ServiceRecorder;
+    readonly signal: ServiceRecorder;
+    readonly relay: ServiceRecorder;
+  };
   /** Resolves when the session cannot go on; never rejects. */
   readonly ended: Promise<SessionEnd>;
   /** Opens the stream of network maps; resolves when the first is applied. */
@@ -84,7 +88,7 @@ export async function openSession(
   const relay = new RelayClient({ clock, log: log.with({ part: "relay" }) }, { key: key.publicKey });
   undo.defer(() => relay.close());
   const engine = new Engine(
-    { clock, log: log.with({ part: "engine" }), device, tunnel, signal, relay, changed: options.changed },
+    { clock, log: log.with({ part: "engine" }), device, tunnel, management, signal, relay, changed: options.changed },
     {
       ownKey: key.publicKey,
       own,
@@ -96,10 +100,11 @@ export async function openSession(
     },
   );
   undo.defer(() => engine.close());
-  const services = {
-    management: new ServiceRecorder(clock, management.events, options.changed),
-    signal: new ServiceRecorder(clock, signal.events, options.changed),
-  };
+  const recorder = (): ServiceRecorder => new ServiceRecorder(clock, options.changed);
+  const services = { management: recorder(), signal: recorder(), relay: recorder() };
+  management.events.on("state", (state) => services.management.note(state));
+  signal.events.on("state", (state) => services.signal.note(state));
+  relay.events.on("home", (state) => services.relay.note(state));
   engine.applyInfrastructure(infrastructure);
   signal.start();
 

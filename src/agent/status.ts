@@ -66,9 +66,14 @@ function serviceStatus(url: string, recorder: ServiceRecorder | undefined): Serv
 }
 
 function relayStatus(session: Session): RelayStatus[] {
-  return session.relay
-    .servers()
-    .map(({ url, connected, error }) => ({ uri: url, available: connected, error: error?.message }));
+  const { connected, error } = session.services.relay.state;
+  const home = session.relay.home.instanceUrl;
+  const uris = new Set([...session.engine.relayUrls, ...(home === undefined ? [] : [home])]);
+  return [...uris].map((uri) => ({
+    uri,
+    available: connected && (uri === home || uris.size === 1),
+    error: connected ? undefined : (error ?? "not connected yet"),
+  }));
 }
 
 function stunStatus(session: Session): RelayStatus[] {

@@ -5,6 +5,7 @@ import type { Logger } from "#base/log.ts";
 import type { Clock, Millis } from "#base/time.ts";
 import { PROTOCOL_VERSION } from "#base/version.ts";
 import type { SyncResponse } from "#gen/management_pb.ts";
+import type { ManagementClient } from "#management/client/management-client.ts";
 import type { RelayClient } from "#relay/client/relay-client.ts";
 import type { SignalClient } from "#signal/client/signal-client.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
@@ -30,6 +31,7 @@ export interface EngineDeps {
   readonly log: Logger;
   readonly device: WireGuardDevice;
   readonly tunnel: TunnelInterface;
+  readonly management: Pick<ManagementClient, "reconnect">;
   readonly signal: SignalClient;
   readonly relay: RelayClient;
   /** Something that status shows changed; the peer when it concerns one only. */
@@ -64,6 +66,7 @@ export class Engine {
   #model: NetworkModel = EMPTY_MODEL;
   #localLazy: boolean | undefined;
   #stunUris: readonly string[] = [];
+  #relayUrls: readonly string[] = [];
   #applied = false;
   #closed = false;
 
@@ -107,8 +110,9 @@ export class Engine {
     return this.#model;
   }
 
-  get stunUris(): readonly string[] {
-    return this.#stunUris;
+  /** Relays that management named; the home relay is one of them. */
+  get relayUrls(): readonly string[] {
+    return this.#relayUrls;
   }
 
   /** The network's own setting, whatever the local one is. */
@@ -163,7 +167,8 @@ export class Engine {
   /** Servers from a login or a Sync message. */
   applyInfrastructure(infrastructure: Infrastructure): void {
     const { relay } = this.#deps;
-    if (infrastructure.relay.payload) relay.setToken(infrastructure.relay);
+    this.#relayUrls = infrastructure.relay.urls;
+    if (infrastructure.relay.token) relay.setToken(infrastructure.relay.token);
     relay.setServers(infrastructure.relay.urls);
     if (infrastructure.stunUris && infrastructure.stunUris.join() !== this.#stunUris.join()) {
       this.#stunUris = infrastructure.stunUris;
@@ -245,6 +250,9 @@ export class Engine {
 
   #networkChanged(): void {
     this.#deps.log.info("the local network changed", {});
+    this.#deps.management.reconnect();
+    this.#deps.signal.noteNetworkChange();
+    this.#deps.relay.noteNetworkChange();
     this.direct.networkChanged();
     this.connections.networkChanged();
   }

@@ -1,6 +1,7 @@
 import { lookup } from "node:dns/promises";
 import { type Endpoint, parseIp } from "#base/ip.ts";
 import type { Logger } from "#base/log.ts";
+import type { RelayToken } from "#base/relay-token.ts";
 import { HostConfig_Protocol, type NetbirdConfig } from "#gen/management_pb.ts";
 
 /** Where signal is (management document, section 3.5). */
@@ -14,7 +15,7 @@ export interface Infrastructure {
   readonly signal: SignalAddress | undefined;
   readonly stunUris: readonly string[] | undefined;
   /** A config without a relay part switches relays off: an empty list. */
-  readonly relay: { readonly urls: readonly string[]; readonly payload: string; readonly signature: string };
+  readonly relay: { readonly urls: readonly string[]; readonly token: RelayToken | undefined };
 }
 
 export function parseInfrastructure(config: NetbirdConfig): Infrastructure {
@@ -22,7 +23,10 @@ export function parseInfrastructure(config: NetbirdConfig): Infrastructure {
   return {
     signal: signal && { uri: signal.uri, tls: signal.protocol === HostConfig_Protocol.HTTPS },
     stunUris: stuns.length > 0 ? stuns.map((stun) => stun.uri) : undefined,
-    relay: { urls: relay?.urls ?? [], payload: relay?.tokenPayload ?? "", signature: relay?.tokenSignature ?? "" },
+    relay: {
+      urls: relay?.urls ?? [],
+      token: relay?.tokenPayload ? { payload: relay.tokenPayload, signatureBase64: relay.tokenSignature } : undefined,
+    },
   };
 }
 
