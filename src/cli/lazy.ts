@@ -1,7 +1,6 @@
 import { Command } from "commander";
 import { type DaemonOptions, withDaemon, withDaemonOption } from "./daemon-connection.ts";
 import { UsageError } from "./exit-codes.ts";
-import { lazyWords } from "./status-view.ts";
 import { print, say } from "./terminal.ts";
 
 /** What the argument means for the stored setting; null leaves it to the network. */
@@ -18,6 +17,7 @@ export function lazyCommand(): Command {
         throw new UsageError(`lazy takes on, off or network, got ${JSON.stringify(choice)}`);
       }
       await withDaemon(options, async (client) => {
+        const { lazyWords } = await import("./status-view.ts");
         if (enabled === undefined) {
           for await (const { head } of client.getStatus({}))
             if (head?.lazy) print(`Lazy connection: ${lazyWords(head.lazy)}`);

@@ -2,7 +2,6 @@ import { Command } from "commander";
 import type { DaemonClient } from "#agent/daemon/daemon-client.ts";
 import type { Peer } from "#gen/daemon_pb.ts";
 import { type DaemonOptions, withDaemon, withDaemonOption } from "./daemon-connection.ts";
-import { stateName } from "./status-view.ts";
 import { clean, print } from "./terminal.ts";
 
 const PEER_HELP = "PEER is a name (bob or bob.example.net), an overlay address or a public key.";
@@ -11,7 +10,8 @@ interface Verb {
   readonly name: string;
   readonly summary: string;
   readonly call: (client: DaemonClient, peer: string) => Promise<Peer>;
-  readonly tell: (peer: Peer) => string;
+  /** `state` is the peer's state and its reason in words. */
+  readonly tell: (state: string) => string;
 }
 
 const VERBS: readonly Verb[] = [
@@ -19,25 +19,25 @@ const VERBS: readonly Verb[] = [
     name: "wake",
     summary: "connect to a peer now",
     call: (client, peer) => client.wakePeer({ peer }),
-    tell: (peer) => stateWords(peer),
+    tell: (state) => state,
   },
   {
     name: "sleep",
     summary: "let a peer sleep until there is traffic",
     call: (client, peer) => client.sleepPeer({ peer }),
-    tell: (peer) => stateWords(peer),
+    tell: (state) => state,
   },
   {
     name: "pin",
     summary: "keep a peer connected, now and after restarts",
     call: (client, peer) => client.pinPeer({ peer, pinned: true }),
-    tell: (peer) => `pinned, ${stateWords(peer)}`,
+    tell: (state) => `pinned, ${state}`,
   },
   {
     name: "unpin",
     summary: "let a pinned peer sleep again",
     call: (client, peer) => client.pinPeer({ peer, pinned: false }),
-    tell: (peer) => `no longer pinned, ${stateWords(peer)}`,
+    tell: (state) => `no longer pinned, ${state}`,
   },
 ];
 
@@ -52,15 +52,12 @@ export function peersCommand(): Command {
         .addHelpText("after", `\nExample:\n  perch peers ${verb.name} bob`)
         .action(async (wanted: string, options: DaemonOptions) => {
           await withDaemon(options, async (client) => {
-            const peer = await verb.call(client, wanted);
-            print(`${clean(peer.fqdn) || wanted}: ${verb.tell(peer)}`);
+            const { stateName } = await import("./status-view.ts");
+            const { fqdn, reason, state } = await verb.call(client, wanted);
+            print(`${clean(fqdn) || wanted}: ${verb.tell(`${stateName(state)}${reason ? `, ${clean(reason)}` : ""}`)}`);
           });
         }),
     );
   }
   return command;
-}
-
-function stateWords(peer: Peer): string {
-  return `${stateName(peer.state)}${peer.reason ? `, ${clean(peer.reason)}` : ""}`;
 }

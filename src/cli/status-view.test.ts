@@ -7,10 +7,10 @@ import { encodeHead, encodePeer } from "#agent/daemon/status-message.ts";
 import { FakeAgent, makePeers, PEER_EPOCH } from "#agent/daemon/testing/fake-agent.ts";
 import { parsePrefix } from "#base/ip.ts";
 import { PeerSchema } from "#gen/daemon_pb.ts";
+import { renderStory } from "./peer-story.ts";
 import { statusDocument } from "./status-json.ts";
 import { renderDetail, renderSummary, renderTable, type StatusView } from "./status-view.ts";
 import { clean, formatBytes, formatSpan, plain } from "./terminal.ts";
-import { renderStory } from "./why.ts";
 import { toYaml } from "./yaml.ts";
 
 const NOW = PEER_EPOCH + 75_000;

@@ -1,8 +1,9 @@
 import type { DaemonClient } from "#agent/daemon/daemon-client.ts";
 import { DaemonError } from "#agent/daemon/daemon-error.ts";
-import type { Peer, StatusHead, StatusRequest } from "#gen/daemon_pb.ts";
-import { sortByAddress } from "./status.ts";
+import type { Peer, StatusHead } from "#gen/daemon_pb.ts";
+import type { StatusOptions } from "./status.ts";
 import { peerDocument } from "./status-json.ts";
+import { filterOf, sortByAddress } from "./status-show.ts";
 import { agentStateName, keyText, renderSummary, renderTable, stateName } from "./status-view.ts";
 import { clean, paintFor, print } from "./terminal.ts";
 
@@ -13,14 +14,11 @@ const TICK_MS = 1000;
 
 /**
  * Shows the status as it changes until the signal aborts: a table that is redrawn on a terminal, elsewhere a line for each
- * change of a state; with `json` a line for each change of anything.
+ * change of a state; with `--json` a line for each change of anything.
  */
-export async function watchStatus(
-  client: DaemonClient,
-  signal: AbortSignal,
-  filter: StatusRequest,
-  json: boolean,
-): Promise<void> {
+export async function watchStatus(client: DaemonClient, signal: AbortSignal, options: StatusOptions): Promise<void> {
+  const filter = filterOf(options, true);
+  const json = options.json ?? false;
   const parts = client.watchStatus({ filter, epoch: "", revision: 0n }, { signal });
   const peers = new Map<string, Peer>();
   const live = process.stdout.isTTY === true && !json;

@@ -1,13 +1,7 @@
 import { Command } from "commander";
 import { parseIp } from "#base/ip.ts";
-import { AgentState, type Peer, PeerState, type StatusHead, type StatusRequest } from "#gen/daemon_pb.ts";
 import { type DaemonOptions, withDaemon, withDaemonOption } from "./daemon-connection.ts";
-import { EXIT, UsageError } from "./exit-codes.ts";
-import { statusDocument } from "./status-json.ts";
-import { renderDetail, renderSummary, type StatusView } from "./status-view.ts";
-import { paintFor, print, say } from "./terminal.ts";
-import { perchVersion } from "./version.ts";
-import { toYaml } from "./yaml.ts";
+import { UsageError } from "./exit-codes.ts";
 
 export interface StatusOptions extends DaemonOptions {
   readonly detail?: boolean;
@@ -15,17 +9,14 @@ export interface StatusOptions extends DaemonOptions {
   readonly yaml?: boolean;
   readonly ipv4?: boolean;
   readonly watch?: boolean;
-  readonly filterByStatus?: readonly PeerState[];
+  readonly filterByStatus?: readonly StateWord[];
   readonly filterByNames?: readonly string[];
   readonly filterByIps?: readonly string[];
   readonly check?: "live" | "ready";
 }
 
-const STATES: Readonly<Record<string, PeerState>> = {
-  idle: PeerState.IDLE,
-  connecting: PeerState.CONNECTING,
-  connected: PeerState.CONNECTED,
-};
+const STATES = ["idle", "connecting", "connected"] as const;
+export type StateWord = (typeof STATES)[number];
 
 export function statusCommand(): Command {
   return withDaemonOption(new Command("status"))
@@ -63,74 +54,11 @@ async function showStatus(options: StatusOptions): Promise<void> {
     throw new UsageError(`--watch and --${forms[0]} exclude each other`);
   }
   await withDaemon(options, async (client, signal) => {
-    if (options.watch) {
-      const { watchStatus } = await import("./status-watch.ts");
-      return watchStatus(client, signal, filterOf(options, true), options.json ?? false);
-    }
-    const withPeers = Boolean(options.detail || options.json || options.yaml);
-    const peers: Peer[] = [];
-    let head: StatusHead | undefined;
-    for await (const part of client.getStatus(filterOf(options, withPeers), { signal })) {
-      head ??= part.head;
-      for (const peer of part.peers) peers.push(peer);
-    }
-    if (!head) throw new Error("the daemon sent no status");
-    show(options, { head, peers: sortByAddress(peers), now: Date.now() });
+    const { showOnce } = await import("./status-show.ts");
+    if (!options.watch) return showOnce(client, signal, options);
+    const { watchStatus } = await import("./status-watch.ts");
+    return watchStatus(client, signal, options);
   });
-}
-
-function show(options: StatusOptions, view: StatusView): void {
-  const { head } = view;
-  if (options.check) check(options.check, head);
-  else if (options.ipv4) {
-    if (head.address) print(head.address.split("/")[0]!);
-    else {
-      say("perch: this machine has no overlay address, the agent is not up");
-      process.exitCode = EXIT.failure;
-    }
-  } else if (options.json) print(JSON.stringify(statusDocument(view, perchVersion())));
-  else if (options.yaml) print(toYaml(statusDocument(view, perchVersion())));
-  else print((options.detail ? renderDetail : renderSummary)(view, paintFor(process.stdout)));
-}
-
-/** `live` passed by getting here. */
-function check(what: "live" | "ready", head: StatusHead): void {
-  if (what === "live") return print("live");
-  const problem = notReady(head);
-  if (!problem) return print("ready");
-  say(`perch: not ready: ${problem}`);
-  process.exitCode = head.state === AgentState.NEEDS_LOGIN ? EXIT.needsLogin : EXIT.failure;
-}
-
-function notReady(head: StatusHead): string | undefined {
-  if (head.state === AgentState.NEEDS_LOGIN) return "this machine is not registered; give perch up a setup key";
-  if (head.state !== AgentState.UP) return `the agent is not up${head.reason ? `: ${head.reason}` : ""}`;
-  if (!head.management?.connected) return `no connection to management ${head.management?.url ?? ""}`.trimEnd();
-  if (!head.signal?.connected) return `no connection to signal ${head.signal?.url ?? ""}`.trimEnd();
-  return undefined;
-}
-
-function filterOf(options: StatusOptions, withPeers: boolean): StatusRequest {
-  return {
-    states: [...(options.filterByStatus ?? [])],
-    names: [...(options.filterByNames ?? [])],
-    addresses: [...(options.filterByIps ?? [])],
-    withPeers,
-    withTimeline: false,
-  } as unknown as StatusRequest;
-}
-
-/** Peers in order of their first address, IPv4 before IPv6. */
-export function sortByAddress(peers: readonly Peer[]): readonly Peer[] {
-  return peers
-    .map((peer) => ({ peer, order: addressOrder(peer.addresses[0]) }))
-    .sort((a, b) => a.order - b.order || (a.peer.fqdn < b.peer.fqdn ? -1 : 1))
-    .map(({ peer }) => peer);
-}
-
-function addressOrder(address: string | undefined): number {
-  if (address === undefined || address.includes(":")) return Number.MAX_SAFE_INTEGER;
-  return address.split(".").reduce((sum, part) => sum * 256 + Number(part), 0);
 }
 
 /** Commas and repetition both make a list. */
@@ -142,9 +70,9 @@ function parseList(text: string, before: readonly string[] | undefined): readonl
   return [...(before ?? []), ...words];
 }
 
-function parseStates(text: string, before: readonly PeerState[] | undefined): readonly PeerState[] {
+function parseStates(text: string, before: readonly StateWord[] | undefined): readonly StateWord[] {
   const states = parseList(text, []).map((word) => {
-    const state = STATES[word.toLowerCase()];
+    const state = STATES.find((known) => known === word.toLowerCase());
     if (state === undefined) {
       throw new UsageError(`--filter-by-status must be idle, connecting or connected, got ${JSON.stringify(word)}`);
     }

@@ -1,0 +1,83 @@
+import type { DaemonClient } from "#agent/daemon/daemon-client.ts";
+import { AgentState, type Peer, PeerState, type StatusHead, type StatusRequest } from "#gen/daemon_pb.ts";
+import { EXIT } from "./exit-codes.ts";
+import type { StateWord, StatusOptions } from "./status.ts";
+import { statusDocument } from "./status-json.ts";
+import { renderDetail, renderSummary, type StatusView } from "./status-view.ts";
+import { paintFor, print, say } from "./terminal.ts";
+import { perchVersion } from "./version.ts";
+import { toYaml } from "./yaml.ts";
+
+const STATES: Readonly<Record<StateWord, PeerState>> = {
+  idle: PeerState.IDLE,
+  connecting: PeerState.CONNECTING,
+  connected: PeerState.CONNECTED,
+};
+
+/** Reads one snapshot and prints it in the form that the options ask for. */
+export async function showOnce(client: DaemonClient, signal: AbortSignal, options: StatusOptions): Promise<void> {
+  const withPeers = Boolean(options.detail || options.json || options.yaml);
+  const peers: Peer[] = [];
+  let head: StatusHead | undefined;
+  for await (const part of client.getStatus(filterOf(options, withPeers), { signal })) {
+    head ??= part.head;
+    for (const peer of part.peers) peers.push(peer);
+  }
+  if (!head) throw new Error("the daemon sent no status");
+  show(options, { head, peers: sortByAddress(peers), now: Date.now() });
+}
+
+function show(options: StatusOptions, view: StatusView): void {
+  const { head } = view;
+  if (options.check) check(options.check, head);
+  else if (options.ipv4) {
+    if (head.address) print(head.address.split("/")[0]!);
+    else {
+      say("perch: this machine has no overlay address, the agent is not up");
+      process.exitCode = EXIT.failure;
+    }
+  } else if (options.json) print(JSON.stringify(statusDocument(view, perchVersion())));
+  else if (options.yaml) print(toYaml(statusDocument(view, perchVersion())));
+  else print((options.detail ? renderDetail : renderSummary)(view, paintFor(process.stdout)));
+}
+
+/** `live` passed by getting here. */
+function check(what: "live" | "ready", head: StatusHead): void {
+  if (what === "live") return print("live");
+  const problem = notReady(head);
+  if (!problem) return print("ready");
+  say(`perch: not ready: ${problem}`);
+  process.exitCode = head.state === AgentState.NEEDS_LOGIN ? EXIT.needsLogin : EXIT.failure;
+}
+
+function notReady(head: StatusHead): string | undefined {
+  if (head.state === AgentState.NEEDS_LOGIN) return "this machine is not registered; give perch up a setup key";
+  if (head.state !== AgentState.UP) return `the agent is not up${head.reason ? `: ${head.reason}` : ""}`;
+  if (!head.management?.connected) return `no connection to management ${head.management?.url ?? ""}`.trimEnd();
+  if (!head.signal?.connected) return `no connection to signal ${head.signal?.url ?? ""}`.trimEnd();
+  return undefined;
+}
+
+/** The filters of the command line as the API has them. */
+export function filterOf(options: StatusOptions, withPeers: boolean): StatusRequest {
+  return {
+    states: (options.filterByStatus ?? []).map((word) => STATES[word]),
+    names: [...(options.filterByNames ?? [])],
+    addresses: [...(options.filterByIps ?? [])],
+    withPeers,
+    withTimeline: false,
+  } as unknown as StatusRequest;
+}
+
+/** Peers in order of their first address, IPv4 before IPv6. */
+export function sortByAddress(peers: readonly Peer[]): readonly Peer[] {
+  return peers
+    .map((peer) => ({ peer, order: addressOrder(peer.addresses[0]) }))
+    .sort((a, b) => a.order - b.order || (a.peer.fqdn < b.peer.fqdn ? -1 : 1))
+    .map(({ peer }) => peer);
+}
+
+function addressOrder(address: string | undefined): number {
+  if (address === undefined || address.includes(":")) return Number.MAX_SAFE_INTEGER;
+  return address.split(".").reduce((sum, part) => sum * 256 + Number(part), 0);
+}
