@@ -9,7 +9,7 @@ export const HOST_INTERFACE = "net0";
 
 /** Where `ip netns` keeps its names. */
 export const NAMESPACE_FOLDER = "/run/netns";
-const NAME_PATTERN = /^perch-([0-9a-z]+)-([0-9a-z]+)-[0-9a-z]+-/;
+const NAME_PATTERN = /^perch-lab-([0-9a-z]+)-([0-9a-z]+)-[0-9a-z]+-/;
 /** What a host may send in one burst before the router has read it; the kernel drops the rest. */
 const TRANSMIT_QUEUE_PACKETS = 5000;
 const TOOL_TIMEOUT_MS = 10_000;
@@ -17,11 +17,11 @@ const TOOL_TIMEOUT_MS = 10_000;
 let labsMade = 0;
 
 /**
- * What the namespaces of a new lab begin with: `perch-PID-START-N-`. The owner's process id and start time are in the name, so
+ * What the namespaces of a new lab begin with: `perch-lab-PID-START-N-`. The owner's process id and start time are in the name, so
  * that whoever comes later knows without any file whether the owner still lives.
  */
 export function createNamespacePrefix(): string {
-  return `perch-${process.pid.toString(36)}-${startOf(process.pid)?.toString(36)}-${(labsMade++).toString(36)}-`;
+  return `perch-lab-${process.pid.toString(36)}-${startOf(process.pid)?.toString(36)}-${(labsMade++).toString(36)}-`;
 }
 
 /** Ticks from boot to the start of a process, or undefined: there is none. proc(5), field 22 of stat. */
