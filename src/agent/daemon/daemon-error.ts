@@ -1,38 +1,52 @@
 import { PerchError } from "#base/errors.ts";
 
-/** Every code of the daemon and its client, with the exit code of the command that meets it; listed in docs/errors.md. */
-export const DAEMON_ERROR_CODES = {
+export type DaemonErrorCode =
   /** A value that a person gave is outside its limits. */
-  "value-invalid": 2,
+  | "value-invalid"
   /** A setting without a default was given nowhere. */
-  "setting-missing": 2,
+  | "setting-missing"
   /** Nobody listens on the daemon's socket. */
-  "daemon-absent": 3,
+  | "daemon-absent"
   /** The socket exists and this user may not open it. */
-  "daemon-forbidden": 5,
+  | "daemon-forbidden"
   /** Another daemon has the socket or the state directory. */
-  "daemon-running": 1,
+  | "daemon-running"
   /** The daemon went away, or does not speak our protocol. */
-  "daemon-lost": 1,
+  | "daemon-lost"
   /** The socket, its directory or the state directory cannot be made or read. */
-  "daemon-path": 1,
+  | "daemon-path"
   /** The registration is missing, refused or expired. */
-  "needs-login": 4,
+  | "needs-login"
   /** No peer has that name, address or key. */
-  "peer-unknown": 1,
+  | "peer-unknown"
   /** Several peers have that name. */
-  "peer-ambiguous": 1,
+  | "peer-ambiguous"
   /** The operation needs a tunnel that is up. */
-  "agent-down": 1,
+  | "agent-down"
   /** Another command, or the end of the daemon, overtook this one. */
-  superseded: 1,
+  | "superseded"
   /** The systemd that the command needs is not there, or refused. */
-  "service-manager": 1,
+  | "service-manager"
   /** A program error: please report it. */
-  internal: 1,
-} as const satisfies Readonly<Record<string, number>>;
+  | "internal";
 
-export type DaemonErrorCode = keyof typeof DAEMON_ERROR_CODES;
+/** The exit code of the command that meets the error; both are listed in docs/errors.md. */
+export const DAEMON_ERROR_CODES: Readonly<Record<DaemonErrorCode, number>> = {
+  "value-invalid": 2,
+  "setting-missing": 2,
+  "daemon-absent": 3,
+  "daemon-forbidden": 5,
+  "daemon-running": 1,
+  "daemon-lost": 1,
+  "daemon-path": 1,
+  "needs-login": 4,
+  "peer-unknown": 1,
+  "peer-ambiguous": 1,
+  "agent-down": 1,
+  superseded: 1,
+  "service-manager": 1,
+  internal: 1,
+};
 
 /** Failures of the daemon and of talking to it; the object that threw stays usable. */
 export class DaemonError extends PerchError<DaemonErrorCode> {}
