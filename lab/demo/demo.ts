@@ -3,11 +3,11 @@ import { messageOf } from "#base/errors.ts";
 import type { Peer } from "#gen/daemon_pb.ts";
 import { PeerState } from "#gen/daemon_pb.ts";
 import { ensurePackages } from "../../scripts/system-packages.ts";
+import { AgentView, pathName } from "../agent-view.ts";
 import { createLab, type Lab } from "../lab.ts";
 import { NAT } from "../nat.ts";
 import { PerchNetwork } from "../perch-network.ts";
 import { ensurePrivileges } from "../rootless.ts";
-import { AgentView, pathName } from "./agent-view.ts";
 import { Screen } from "./screen.ts";
 
 /** Each site's half of the 20 ms that a packet takes between two of them: 40 ms there and back. */

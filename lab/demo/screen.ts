@@ -1,6 +1,6 @@
 import { styleText } from "node:util";
 import type { Peer } from "#gen/daemon_pb.ts";
-import { pathName, stateName } from "./agent-view.ts";
+import { pathName, stateName } from "../agent-view.ts";
 
 const COLORS = { Idle: "dim", Connecting: "yellow", Connected: "green" } as const;
 const COLUMNS = [10, 16, 12, 26] as const;
