@@ -219,6 +219,23 @@ describe("an asleep peer", () => {
     });
   }
 
+  it("has its answers sent where it was heard, from the moment it is awake", () => {
+    const { plane, device, peer, set, arrive, remoteInitiation, takeEvents } = setUp();
+    set("asleep");
+    arrive(remoteInitiation(), { kind: "relay", slot: 0 });
+    plane.events.emit("confirmed", { slot: 0, localIndex: plane.sessions[0]!.keys.localIndex, source: ELSEWHERE });
+    assert.deepEqual(takeEvents(), ["wake", "relay-out", "established"]);
+    plane.take();
+    set("awake");
+    assert.deepEqual(plane.take(), ["awake 0", "path 0 198.51.100.7:4000"]);
+    assert.deepEqual(takeEvents(), ["path-hint"]);
+    device.setPath(peer, ELSEWHERE);
+    assert.deepEqual(plane.take(), []);
+    set("asleep");
+    set("awake");
+    assert.deepEqual(plane.take(), ["asleep 0", "awake 0"], "that was the last sleep");
+  });
+
   it("is woken by data on an old session", () => {
     const { plane, set, events } = setUp();
     set("asleep");
@@ -332,7 +349,7 @@ describe("a woken peer", () => {
     const { plane, device, peer, set, arrive, remoteInitiation, events, takeEvents } = setUp();
     set("awake");
     arrive(remoteInitiation(), { kind: "udp", endpoint: ELSEWHERE.endpoint });
-    assert.deepEqual(takeEvents(), ["path-hint"]);
+    assert.deepEqual(takeEvents(), [], "not proven to hear us");
     const { localIndex } = plane.sessions[0]!.keys;
     plane.events.emit("pathHint", { slot: 0, source: ELSEWHERE, adopted: true });
     plane.events.emit("confirmed", { slot: 0, localIndex, source: ELSEWHERE });
@@ -340,6 +357,7 @@ describe("a woken peer", () => {
       name: "established",
       payload: { key: peer, role: "responder", source: ELSEWHERE },
     });
+    assert.deepEqual(takeEvents(), ["path-hint", "established"], "one hint");
     plane.take();
     device.setPath(peer, ELSEWHERE);
     assert.deepEqual(plane.take(), [], "the worker adopted it already");

@@ -13,7 +13,7 @@ import type {
   PacketSource,
   WireGuardDevice,
 } from "./device.ts";
-import { type HandshakeAction, HandshakeManager, type HandshakeTiming } from "./handshake-manager.ts";
+import { type HandshakeAction, HandshakeManager, type HandshakeTiming, PROTOCOL_TIMING } from "./handshake-manager.ts";
 import { INITIATION_BYTES, RESPONSE_BYTES } from "./messages.ts";
 import { NO_PATH, NO_PATHS, type PeerRow, PeerTable } from "./peer-table.ts";
 import { DataPlane, type DataPlaneOptions, type PlaneSource } from "./worker/data-plane.ts";
@@ -37,7 +37,7 @@ export interface EmbeddedDeviceOptions {
   /** Most peers, default 131,072. */
   readonly peerCapacity?: number;
   readonly offload?: NonNullable<DataPlaneOptions["offload"]>;
-  /** Protocol times, lowered by tests only. */
+  /** Protocol times, lowered by tests only; the data worker's 5 s and jitter follow `handshakeRetry`. */
   readonly handshakeRetry?: Partial<HandshakeTiming>;
   readonly sessionLimits?: NonNullable<DataPlaneOptions["limits"]>;
 }
@@ -82,24 +82,17 @@ export async function createEmbeddedDevice(
   deps: EmbeddedDeviceDeps,
   options: EmbeddedDeviceOptions,
 ): Promise<WireGuardDevice> {
-  const {
-    interfaceName,
-    listenPort,
-    mtu,
-    fwmark,
-    peerCapacity = DEFAULT_PEER_CAPACITY,
-    offload,
-    sessionLimits,
-  } = options;
+  const { interfaceName, listenPort, mtu, fwmark, peerCapacity = DEFAULT_PEER_CAPACITY, offload } = options;
+  const { rekeyTimeout, jitter } = { ...PROTOCOL_TIMING, ...options.handshakeRetry };
   const plane = await DataPlane.start({
     interfaceName,
     listenPort,
     mtu,
     peerCapacity,
     logger: deps.log,
+    limits: { rekeyTimeout, jitter, ...options.sessionLimits },
     ...(fwmark === undefined ? {} : { fwmark }),
     ...(offload === undefined ? {} : { offload }),
-    ...(sessionLimits === undefined ? {} : { limits: sessionLimits }),
   });
   return new EmbeddedDevice({ ...deps, plane }, { ...options, peerCapacity });
 }
@@ -215,11 +208,14 @@ export class EmbeddedDevice implements WireGuardDevice {
     row.path = NO_PATH;
     row.adopted = undefined;
     row.initiatePaths = NO_PATHS;
+    const { heard } = row;
+    row.heard = undefined;
     if (mode === "asleep") {
       this.#handshakes.cancel(row.slot);
       this.#armTimer();
     }
     this.#plane.setAsleep(row.slot, mode === "asleep");
+    if (mode === "awake" && heard) this.#adopt(row, heard);
   }
 
   // Paths and handshakes on demand
@@ -306,6 +302,7 @@ export class EmbeddedDevice implements WireGuardDevice {
     events.on("wake", ({ slot, cause }) => {
       const row = this.#peers.at(slot);
       if (!row) return;
+      if (cause.kind === "data") this.#adopt(row, packetSource(cause.source));
       this.#wake(row, cause.kind === "packet" ? cause : { kind: "data", source: packetSource(cause.source) });
     });
     events.on("needHandshake", ({ slot }) => {
@@ -317,15 +314,17 @@ export class EmbeddedDevice implements WireGuardDevice {
       const row = this.#peers.at(slot);
       if (!row) return;
       this.#handshakes.noteConfirmed(slot);
+      this.#adopt(row, packetSource(source));
       this.#establish(row, { role: "responder", source: packetSource(source) });
     });
     events.on("sessionEnded", ({ localIndex }) => this.#handshakes.noteSessionEnded(localIndex));
     events.on("pathHint", ({ slot, source, adopted }) => {
       const row = this.#peers.at(slot);
       if (!row || row.mode === "asleep") return;
-      // The worker adopts on its own; a path chosen meanwhile has overruled it.
+      // What the worker adopted by itself is overruled by a path that was chosen meanwhile.
+      const isKnown = row.adopted && samePath(row.adopted, packetSource(source));
       if (adopted && row.path.kind === "none") row.adopted = packetSource(source);
-      this.events.emit("path-hint", { key: row.key, source: packetSource(source) });
+      if (!isKnown) this.#hint(row, packetSource(source));
     });
     events.on("relayOut", ({ slot, datagram }) => {
       const row = this.#peers.at(slot);
@@ -391,7 +390,7 @@ export class EmbeddedDevice implements WireGuardDevice {
       case "initiation-accepted":
         this.#plane.noteAuthenticated(row.slot, "received", INITIATION_BYTES);
         this.#wake(row, { kind: "handshake", source: packetSource(action.source) });
-        this.#hint(row, packetSource(action.source));
+        if (row.path.kind !== "none") this.#hint(row, packetSource(action.source));
         return;
       case "session":
         if (action.keys.role === "initiator") this.#adopt(row, packetSource(action.source));
@@ -401,7 +400,7 @@ export class EmbeddedDevice implements WireGuardDevice {
       case "completed": {
         const source = packetSource(action.source);
         this.#plane.noteAuthenticated(row.slot, "received", RESPONSE_BYTES);
-        this.#hint(row, source);
+        if (row.path.kind !== "none") this.#hint(row, source);
         this.#establish(row, { role: "initiator", source, ...(action.rtt === undefined ? {} : { rtt: action.rtt }) });
         return;
       }
@@ -416,11 +415,16 @@ export class EmbeddedDevice implements WireGuardDevice {
     }
   }
 
-  /** Where a handshake just worked is good enough for data until the caller chooses. */
+  /** Where a handshake or data just worked is good enough for data until the caller chooses, at once or on waking. */
   #adopt(row: PeerRow, source: PacketSource): void {
-    if (row.mode === "asleep" || row.path.kind !== "none" || (row.adopted && samePath(row.adopted, source))) return;
+    if (row.mode === "asleep") {
+      row.heard = source;
+      return;
+    }
+    if (row.path.kind !== "none" || (row.adopted && samePath(row.adopted, source))) return;
     row.adopted = source;
     this.#plane.setPath(row.slot, source);
+    this.#hint(row, source);
   }
 
   #hint(row: PeerRow, source: PacketSource): void {

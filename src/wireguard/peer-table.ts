@@ -1,7 +1,7 @@
 import { formatPrefix, maskPrefix, type Prefix } from "#base/ip.ts";
 import type { PresharedKey, PublicKey } from "#base/keys.ts";
 import type { Millis } from "#base/time.ts";
-import type { DevicePath } from "./device.ts";
+import type { DevicePath, PacketSource } from "./device.ts";
 
 /** One configured peer of the embedded device. An asleep one has nothing but this. */
 export interface PeerRow {
@@ -19,7 +19,9 @@ export interface PeerRow {
   /** Chosen by the caller; `none` while asleep. */
   path: DevicePath;
   /** Stands in while `path` is `none`: where the peer was last heard. */
-  adopted: DevicePath | undefined;
+  adopted: PacketSource | undefined;
+  /** Where it was heard while asleep; adopted when it wakes. */
+  heard: PacketSource | undefined;
   /** Paths of the last `initiate`, for repetitions while there is no other. */
   initiatePaths: readonly DevicePath[];
   /** What the unanswered initiation went over so far. */
@@ -84,6 +86,7 @@ export class PeerTable {
       prefixes: NO_TEXTS,
       path: NO_PATH,
       adopted: undefined,
+      heard: undefined,
       initiatePaths: NO_PATHS,
       sentOver: NO_PATHS,
       woken: false,
