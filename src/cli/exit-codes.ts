@@ -29,6 +29,9 @@ const OTHER_CODES = {
   "permission-denied": EXIT.needsLogin,
   "login-expired": EXIT.needsLogin,
   "setting-invalid": EXIT.usage,
+  "url-malformed": EXIT.usage,
+  "option-invalid": EXIT.usage,
+  "option-unsupported": EXIT.usage,
 } as const;
 
 /** Exit codes by error code. */
