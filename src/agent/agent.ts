@@ -21,6 +21,13 @@ export interface AgentDeps {
 
 /** Listeners of `onChange` hear of changes at most this often, in milliseconds. */
 const CHANGE_INTERVAL = 100;
+/** Failures after which only a login with a good setup key helps. */
+const NEEDS_LOGIN: ReadonlySet<string> = new Set([
+  "needs-login",
+  "permission-denied",
+  "login-expired",
+  "setup-key-invalid",
+]);
 /** Pause before the tunnel is built again after its device was lost or management sent us away. */
 const REBUILD_DELAY = 1000;
 
@@ -65,8 +72,7 @@ class Agent implements AgentControl, AsyncDisposable {
       await this.#starting;
     } catch (error) {
       if (this.#wanted === wanted) this.#wanted = undefined;
-      const needsLogin =
-        (error as PerchError).code === "permission-denied" || (error as PerchError).code === "login-expired";
+      const needsLogin = NEEDS_LOGIN.has((error as PerchError).code);
       this.#become(needsLogin ? "needs-login" : "down", messageOf(error));
       throw error;
     } finally {
@@ -98,11 +104,8 @@ class Agent implements AgentControl, AsyncDisposable {
     this.#become("down");
   }
 
-  async deregister(): Promise<void> {
-    const settings = this.#settings;
+  async deregister(settings: AgentSettings): Promise<void> {
     const session = this.#session;
-    if (!settings)
-      throw new AgentError("needs-login", "this machine was not brought up since the daemon started: `perch up` first");
     const client = session?.management ?? this.#managementClient(settings);
     try {
       await client.logout();
