@@ -1,0 +1,295 @@
+import { connect as connectTcp, type Socket } from "node:net";
+import { connect as connectTls } from "node:tls";
+import { WebSocket } from "ws";
+import { messageOf } from "#base/errors.ts";
+import { type IpAddress, parseIp } from "#base/ip.ts";
+import type { Clock, Millis, Timer } from "#base/time.ts";
+import { FrameWriter } from "../protocol/frame-writer.ts";
+import {
+  CLOSE_MESSAGE,
+  encodeAuth,
+  encodePeerList,
+  HEALTH_CHECK_MESSAGE,
+  isHandshake,
+  parseRelayMessage,
+  RELAY_MESSAGE_MAX_BYTES,
+  RELAY_PATH,
+  RelayType,
+  TRANSPORT_HEADER_BYTES,
+  TRANSPORT_PAYLOAD_MAX_BYTES,
+} from "../protocol/messages.ts";
+import type { PeerId } from "../protocol/peer-id.ts";
+import type { RelayTarget } from "../protocol/relay-url.ts";
+import { RelayError, type RelayErrorCode } from "./relay-error.ts";
+
+/** Time for TCP, TLS and the upgrade. */
+export const DIAL_TIMEOUT_MS: Millis = 10_000;
+/** Time for the AuthResponse after that. */
+export const AUTH_TIMEOUT_MS: Millis = 8_000;
+/** Pause between WebSocket pings. */
+export const PING_INTERVAL_MS: Millis = 15_000;
+/** Time for a sign of life after a ping. */
+export const PING_TIMEOUT_MS: Millis = 7_000;
+/** The same after a change of network. */
+export const QUICK_PING_TIMEOUT_MS: Millis = 2_000;
+
+/** Limits of what waits to be sent; see FlowQueue. */
+const QUEUE = { maxBytes: 256 * 1024, maxAgeMs: 250, maxHandshakeBytes: 64 * 1024 } as const;
+/** A relay that takes nothing for so long is left. */
+const STALL_MS: Millis = 10_000;
+/** Messages kept while the AuthResponse is awaited; the oldest gives way. */
+const EARLY_MAX_MESSAGES = 256;
+/** Time for a polite Close. */
+const CLOSE_TIMEOUT_MS: Millis = 1_000;
+
+export interface RelayConnectionOptions {
+  readonly target: RelayTarget;
+  /** Dialled instead of the host name; the name stays for TLS. */
+  readonly address?: IpAddress;
+  readonly peerId: PeerId;
+  readonly token: Uint8Array;
+  /** PEM of the authority to trust instead of the system's. */
+  readonly ca?: string;
+}
+
+export interface RelayConnectionEvents {
+  /** Authenticated. `address` is where the relay was reached. */
+  ready(instanceUrl: string, address: IpAddress | undefined): void;
+  /** A payload from a peer; the bytes are the callee's. Never before `ready`. */
+  transport(from: PeerId, payload: Uint8Array): void;
+  presence(peers: readonly PeerId[], online: boolean): void;
+  /** Over, once, whatever the reason; not after `close` or `abandon`. */
+  lost(error: RelayError): void;
+}
+
+/**
+ * One life of a connection to a relay (relay.md, 7.1 and 15.1). Auth, subscriptions and datagrams may be given at once:
+ * they leave together when the WebSocket opens, without waiting for the AuthResponse.
+ *
+ *   dialling ──open──> authenticating ──AuthResponse──> ready ──> lost
+ *                       (frames that overtake the response are kept)
+ */
+export class RelayConnection {
+  readonly #clock: Clock;
+  readonly #events: RelayConnectionEvents;
+  readonly #ws: WebSocket;
+  readonly #writer: FrameWriter;
+  #socket: Socket | undefined;
+  #phase: "dialling" | "authenticating" | "ready" | "over" = "dialling";
+  #early: Buffer[] = [];
+  #instanceUrl: string | undefined;
+  #timer: Timer | undefined;
+  #pingSentAt: Millis | undefined;
+  #rtt: Millis | undefined;
+
+  constructor(deps: { readonly clock: Clock }, options: RelayConnectionOptions, events: RelayConnectionEvents) {
+    this.#clock = deps.clock;
+    this.#events = events;
+    const { target } = options;
+    this.#writer = new FrameWriter(
+      {
+        clock: deps.clock,
+        // After the present callback: what one callback sends leaves in one write.
+        schedule: (flush) => process.nextTick(flush),
+        stalled: () => this.#lose("relay-silent", `relay took nothing for ${STALL_MS} ms`),
+      },
+      { mask: true, stallMs: STALL_MS, ...QUEUE },
+    );
+    this.#writer.pushOwn(encodeAuth(options.peerId, options.token));
+    const host = target.host.includes(":") ? `[${target.host}]` : target.host;
+    this.#ws = new WebSocket(`${target.tls ? "wss" : "ws"}://${host}:${target.port}${RELAY_PATH}`, {
+      perMessageDeflate: false,
+      followRedirects: false,
+      // Longer messages than the protocol has are skipped, not fatal; this only bounds memory.
+      maxPayload: 64 * 1024,
+      createConnection: () => {
+        this.#socket = dial(options);
+        return this.#socket;
+      },
+    });
+    this.#ws.on("open", () => this.#opened());
+    this.#ws.on("message", (data, isBinary) => {
+      if (isBinary && Buffer.isBuffer(data) && this.#phase !== "over") this.#receive(data);
+    });
+    this.#ws.on("pong", () => this.#noteAlive());
+    this.#ws.on("error", (error) => this.#lose(this.#lossCode, messageOf(error), error));
+    this.#ws.on("close", () => this.#lose(this.#lossCode, "connection closed"));
+    this.#timer = this.#clock.after(DIAL_TIMEOUT_MS, () =>
+      this.#lose("relay-unreachable", `no connection within ${DIAL_TIMEOUT_MS} ms`),
+    );
+  }
+
+  get isReady(): boolean {
+    return this.#phase === "ready";
+  }
+
+  /** Known once ready. */
+  get instanceUrl(): string | undefined {
+    return this.#instanceUrl;
+  }
+
+  /** Of the latest ping; undefined until measured. */
+  get rtt(): Millis | undefined {
+    return this.#rtt;
+  }
+
+  /** Datagrams dropped because they waited too long or too many waited. */
+  get dropped(): number {
+    return this.#writer.dropped;
+  }
+
+  /**
+   * Sends a datagram in this turn of the event loop, or as soon as the connection is open. `header` are the first 38 bytes
+   * of the message. The datagram is copied. False when it is too long or the connection is over.
+   */
+  send(header: Uint8Array, datagram: Uint8Array): boolean {
+    if (this.#phase === "over" || datagram.length > TRANSPORT_PAYLOAD_MAX_BYTES) return false;
+    const message = Buffer.allocUnsafe(TRANSPORT_HEADER_BYTES + datagram.length);
+    message.set(header);
+    message.set(datagram, TRANSPORT_HEADER_BYTES);
+    if (isHandshake(datagram)) this.#writer.pushHandshake(message);
+    else this.#writer.pushData(header, message);
+    return true;
+  }
+
+  subscribe(peers: readonly PeerId[]): void {
+    for (const message of encodePeerList(RelayType.subscribe, peers)) this.#writer.pushOwn(message);
+  }
+
+  unsubscribe(peers: readonly PeerId[]): void {
+    for (const message of encodePeerList(RelayType.unsubscribe, peers)) this.#writer.pushOwn(message);
+  }
+
+  /** Asks for a sign of life now; without one in time the connection is lost. */
+  probe(): void {
+    if (this.#phase === "ready") this.#ping(QUICK_PING_TIMEOUT_MS);
+  }
+
+  /** Says Close and leaves; what waits is still sent. Resolves when the socket is gone. */
+  async close(): Promise<void> {
+    if (this.#phase === "over") return;
+    if (this.#phase !== "ready") return this.abandon();
+    this.#over();
+    this.#writer.pushOwn(CLOSE_MESSAGE);
+    let timer: Timer | undefined;
+    const late = new Promise<void>((resolve) => {
+      timer = this.#clock.after(CLOSE_TIMEOUT_MS, resolve);
+    });
+    const gone = new Promise<void>((resolve) => this.#ws.once("close", () => resolve()));
+    await Promise.race([this.#writer.drain().then(() => this.#socket?.end()), late]);
+    await Promise.race([gone, late]);
+    timer?.cancel();
+    this.#destroy();
+  }
+
+  /** Drops the connection without a word, as when another one took its place. */
+  abandon(): void {
+    if (this.#phase !== "over") this.#over();
+    this.#destroy();
+  }
+
+  #opened(): void {
+    if (this.#phase !== "dialling" || !this.#socket) return;
+    this.#phase = "authenticating";
+    this.#pingSentAt = this.#clock.now();
+    this.#arm(AUTH_TIMEOUT_MS, () => this.#lose("relay-refused", `relay did not answer within ${AUTH_TIMEOUT_MS} ms`));
+    this.#writer.open(this.#socket);
+  }
+
+  #receive(data: Buffer): void {
+    if (this.#phase === "authenticating") {
+      const message = parseRelayMessage(data);
+      if (message.kind === "auth-response") return this.#authenticated(message.instanceUrl);
+      // Another peer's frame may overtake the response (relay.md, 6.1).
+      this.#early.push(data);
+      if (this.#early.length > EARLY_MAX_MESSAGES) this.#early.shift();
+      return;
+    }
+    if (this.#pingSentAt !== undefined) this.#noteAlive(false);
+    if (data.length > RELAY_MESSAGE_MAX_BYTES) return;
+    const message = parseRelayMessage(data);
+    switch (message.kind) {
+      case "transport":
+        this.#events.transport(message.peer, message.payload);
+        return;
+      case "health-check":
+        this.#writer.pushOwn(HEALTH_CHECK_MESSAGE);
+        return;
+      case "peer-list":
+        if (message.type === RelayType.peersOnline) this.#events.presence(message.peers, true);
+        else if (message.type === RelayType.peersWentOffline) this.#events.presence(message.peers, false);
+        return;
+      case "close":
+        this.#lose("relay-closed", "relay shuts down");
+        return;
+      default:
+        // Unknown types, broken bodies and what only travels upwards are skipped.
+        return;
+    }
+  }
+
+  #authenticated(instanceUrl: string): void {
+    this.#phase = "ready";
+    this.#instanceUrl = instanceUrl;
+    this.#noteAlive();
+    const remote = this.#socket?.remoteAddress;
+    this.#events.ready(instanceUrl, remote === undefined ? undefined : parseIp(remote.replace(/%.*$/, "")));
+    for (const data of this.#early.splice(0)) if (this.isReady) this.#receive(data);
+  }
+
+  /** A sign of life; `measured` when it answers a ping. The next ping is due after a pause. */
+  #noteAlive(measured = true): void {
+    if (this.#phase !== "ready") return;
+    if (measured && this.#pingSentAt !== undefined) this.#rtt = this.#clock.now() - this.#pingSentAt;
+    if (measured) this.#pingSentAt = undefined;
+    this.#arm(PING_INTERVAL_MS, () => this.#ping(PING_TIMEOUT_MS));
+  }
+
+  #ping(timeoutMs: Millis): void {
+    this.#pingSentAt = this.#clock.now();
+    this.#arm(timeoutMs, () => this.#lose("relay-silent", `no sign of life for ${timeoutMs} ms after a ping`));
+    this.#ws.ping();
+  }
+
+  #arm(delay: Millis, callback: () => void): void {
+    this.#timer?.cancel();
+    this.#timer = this.#clock.after(delay, callback);
+  }
+
+  get #lossCode(): RelayErrorCode {
+    return this.#phase === "authenticating" ? "relay-refused" : "relay-unreachable";
+  }
+
+  #lose(code: RelayErrorCode, message: string, cause?: unknown): void {
+    if (this.#phase === "over") return;
+    this.#over();
+    this.#destroy();
+    this.#events.lost(new RelayError(code, message, { cause, retryable: true }));
+  }
+
+  #over(): void {
+    this.#phase = "over";
+    this.#timer?.cancel();
+    this.#early = [];
+  }
+
+  #destroy(): void {
+    this.#writer.destroy();
+    this.#ws.terminate();
+    this.#socket?.destroy();
+  }
+}
+
+function dial(options: RelayConnectionOptions): Socket {
+  const { target, ca } = options;
+  // An address in the URL itself is what its certificate is for.
+  const host = target.serverName === undefined ? target.host : (options.address ?? target.host);
+  if (!target.tls) return connectTcp({ host, port: target.port, noDelay: true });
+  return connectTls({
+    host,
+    port: target.port,
+    ALPNProtocols: ["http/1.1"],
+    servername: target.serverName ?? "",
+    ...(ca !== undefined && { ca }),
+  }).setNoDelay(true);
+}
