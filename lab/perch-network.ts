@@ -240,6 +240,17 @@ export class PerchNetwork implements AsyncDisposable {
     this.#options.log?.(`${name} is up as ${agent.address}`);
   }
 
+  /** Ends the daemon and starts it again; it comes up by itself with its stored settings. */
+  async restartAgent(name: string): Promise<void> {
+    const agent = this.agent(name);
+    await agent.stop();
+    agent.startDaemon();
+    await waitFor(
+      async () => (await agent.perch(["status", "--check", "ready"])).code === 0,
+      `${name} after its restart`,
+    );
+  }
+
   /** Until every agent's map holds every other agent. */
   async waitForPeers(): Promise<void> {
     const others = this.agents.size - 1;

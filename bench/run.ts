@@ -1,0 +1,67 @@
+import { cpus, release, totalmem } from "node:os";
+import { parseArgs } from "node:util";
+import { messageOf } from "#base/errors.ts";
+import type { Bench, BenchResult } from "./bench.ts";
+
+/** Name to module; a module is loaded when it is asked for. */
+const BENCHES: Readonly<Record<string, () => Promise<{ readonly bench: Bench }>>> = {
+  wake: () => import("./wake.ts"),
+};
+
+const HELP = `npm run bench -- NAME [--json] [--quick]
+
+  NAME     ${Object.keys(BENCHES).join(", ")}
+  --json   the last line of stdout is one JSON object {bench, machine, results}
+  --quick  a few samples only: shows that the bench works, not how fast anything is`;
+
+function machine(): string {
+  const [cpu] = cpus();
+  return `${cpus().length} x ${cpu?.model.trim()}, ${Math.round(totalmem() / 2 ** 30)} GiB, Linux ${release()}, Node ${process.version}`;
+}
+
+function table(results: readonly BenchResult[]): string {
+  const programs = [...new Set(results.flatMap(({ others }) => Object.keys(others)))];
+  const head = ["", "unit", "perch", ...programs, "samples"];
+  const rows = results.map(({ name, unit, perch, others, samples }) => [
+    name,
+    unit,
+    format(perch),
+    ...programs.map((program) => format(others[program])),
+    String(samples),
+  ]);
+  const widths = head.map((title, column) => Math.max(title.length, ...rows.map((row) => row[column]!.length)));
+  return [head, ...rows]
+    .map((row) =>
+      row.map((cell, column) => (column === 0 ? cell.padEnd(widths[0]!) : cell.padStart(widths[column]!))).join("  "),
+    )
+    .join("\n");
+}
+
+function format(value: number | undefined): string {
+  if (value === undefined) return "-";
+  return value >= 100 ? value.toFixed(0) : value.toPrecision(3);
+}
+
+async function main(): Promise<void> {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: { json: { type: "boolean" }, quick: { type: "boolean" }, help: { type: "boolean", short: "h" } },
+  });
+  const name = positionals[0];
+  const load = name === undefined ? undefined : BENCHES[name];
+  if (values.help || !load) {
+    const wrong = name === undefined || values.help ? "" : `there is no bench ${JSON.stringify(name)}\n\n`;
+    process.stderr.write(`${wrong}${HELP}\n`);
+    process.exitCode = values.help ? 0 : 2;
+    return;
+  }
+  const { bench } = await load();
+  const results = await bench({ quick: values.quick === true, say: (line) => process.stderr.write(`${line}\n`) });
+  process.stdout.write(`${name} on ${machine()}\n\n${table(results)}\n`);
+  if (values.json) process.stdout.write(`${JSON.stringify({ bench: name, machine: machine(), results })}\n`);
+}
+
+main().catch((error: unknown) => {
+  process.stderr.write(`bench: ${messageOf(error)}\n`);
+  process.exitCode = 1;
+});
