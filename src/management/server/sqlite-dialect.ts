@@ -19,8 +19,12 @@ export interface SqliteOptions {
   readonly path: string;
 }
 
-/** How long a statement waits for a lock that another process holds, in milliseconds; the event loop waits with it. */
+/** How long a statement waits for a lock that another process holds, in milliseconds, and how often it looks. */
 const BUSY_TIMEOUT_MS = 5_000;
+const BUSY_RETRY_MS = 5;
+
+/** SQLITE_BUSY (sqlite.org/rescode.html); extended codes have it in their low byte. */
+const SQLITE_BUSY = 5;
 
 /** Prepared statements kept; kysely makes the same text for the same query. */
 const MAX_STATEMENTS = 256;
@@ -76,13 +80,8 @@ class NodeSqliteDriver implements Driver {
   async init(): Promise<void> {
     const database = new DatabaseSync(this.#options.path);
     try {
-      for (const pragma of [
-        `busy_timeout = ${BUSY_TIMEOUT_MS}`,
-        "journal_mode = WAL",
-        "synchronous = FULL",
-        "foreign_keys = ON",
-      ])
-        database.exec(`PRAGMA ${pragma}`);
+      for (const pragma of ["busy_timeout = 0", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"])
+        await whenFree(() => database.exec(`PRAGMA ${pragma}`));
     } catch (error) {
       database.close();
       throw error;
@@ -105,7 +104,7 @@ class NodeSqliteDriver implements Driver {
 
   /** Takes the write lock at once: a transaction that reads first and then writes must not find out too late. */
   async beginTransaction(): Promise<void> {
-    this.#connection!.execute("begin immediate");
+    await whenFree(() => this.#connection!.execute("begin immediate"));
   }
 
   async commitTransaction(): Promise<void> {
@@ -133,9 +132,11 @@ class NodeSqliteConnection implements DatabaseConnection {
   async executeQuery<Row>({ sql, parameters }: CompiledQuery): Promise<QueryResult<Row>> {
     const statement = this.#prepare(sql);
     const values = parameters as readonly SQLInputValue[];
-    if (statement.columns().length > 0) return { rows: statement.all(...values) as Row[] };
-    const { changes, lastInsertRowid } = statement.run(...values);
-    return { rows: [], numAffectedRows: BigInt(changes), insertId: BigInt(lastInsertRowid) };
+    return whenFree(() => {
+      if (statement.columns().length > 0) return { rows: statement.all(...values) as Row[] };
+      const { changes, lastInsertRowid } = statement.run(...values);
+      return { rows: [], numAffectedRows: BigInt(changes), insertId: BigInt(lastInsertRowid) };
+    });
   }
 
   // biome-ignore lint/correctness/useYield: rows come whole, nothing here is large enough to stream
@@ -159,5 +160,19 @@ class NodeSqliteConnection implements DatabaseConnection {
     const statement = this.#database.prepare(sql);
     this.#statements.set(sql, statement);
     return statement;
+  }
+}
+
+/** Runs a statement, again and again while another process holds the lock. SQLite's own waiting would stop the event loop. */
+async function whenFree<T>(run: () => T): Promise<T> {
+  const end = performance.now() + BUSY_TIMEOUT_MS;
+  for (;;) {
+    try {
+      return run();
+    } catch (error) {
+      const busy = error instanceof Error && "errcode" in error && (Number(error.errcode) & 0xff) === SQLITE_BUSY;
+      if (!busy || performance.now() >= end) throw error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, BUSY_RETRY_MS));
   }
 }
