@@ -141,6 +141,7 @@ export class Front {
   readonly #under = new WeakMap<Duplex, Connection>();
   /** Set while a socket is handed to the HTTP/2 server, which announces the session before it returns. */
   #handing: Connection | undefined;
+  #unlistened: Promise<void> | undefined;
   #closing: Promise<void> | undefined;
   #accepted = 0;
   #refusedBySourceLimit = 0;
@@ -207,6 +208,13 @@ export class Front {
     useMaterial(() => this.#tls?.setSecureContext(material));
   }
 
+  /** Refuses new connections, and keeps the ones that are there; the first step of a shutdown. Idempotent. */
+  stopListening(): void {
+    this.#unlistened ??= new Promise((resolve) => {
+      this.#tcp.close(() => resolve());
+    });
+  }
+
   /**
    * Refuses new connections at once, sends GOAWAY, gives open calls `graceMs` and then cuts what is left. The owner of
    * the routes ends its long streams first. Idempotent; resolves when every socket is closed.
@@ -221,8 +229,9 @@ export class Front {
   }
 
   async #shutDown(graceMs: Millis): Promise<void> {
+    this.stopListening();
     const closed = [
-      new Promise<void>((resolve) => this.#tcp.close(() => resolve())),
+      this.#unlistened,
       ...[...this.#connections.keys()].map((socket) => new Promise<void>((resolve) => socket.once("close", resolve))),
     ];
     const busy = this.#sessions.closeAll();

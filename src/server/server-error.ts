@@ -7,6 +7,8 @@ export type ServerErrorCode =
   | "tls-material"
   | "data-dir-unusable"
   | "data-dir-locked"
+  | "admin-refused"
+  | "setup-key-file"
   | "option-invalid"
   | "option-unsupported";
 

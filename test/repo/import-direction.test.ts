@@ -54,7 +54,10 @@ const PACKAGE_HOMES: Readonly<Record<string, { readonly homes: readonly string[]
     because: "foreign calls can crash the process; they stay where they are reviewed",
   },
   kysely: { homes: ["src/management/server"], because: "one part owns the database" },
-  "node:sqlite": { homes: ["src/management/server"], because: "one part owns the database" },
+  "node:sqlite": {
+    homes: ["src/management/server", "src/server"],
+    because: "one part owns the database, one its lock",
+  },
   ws: { homes: ["src/relay"], because: "WebSocket is the relay's transport and nobody else's" },
   pino: { homes: ["src/cli", "src/agent/daemon", "src/server"], because: "parts log through base/log.ts" },
   commander: { homes: ["src/cli"], because: "only the CLI reads flags" },
