@@ -12,6 +12,10 @@ export const PARALLEL_DIALS = 7;
 export const SELECTION_TIMEOUT_MS: Millis = 30_000;
 /** The first attempt after the loss of a connection that had lasted comes within this time. */
 export const QUICK_REDIAL_MS: Millis = 250;
+/** A connection whose place another one took is still read for so long. */
+export const RETIRE_MS: Millis = 3_000;
+/** Time for a successor that is authenticating when the old connection ends. */
+export const ORPHAN_MS: Millis = 1_000;
 /** A home that lasted so long starts the backoff anew. */
 export const STABLE_MS: Millis = 10_000;
 
@@ -49,6 +53,8 @@ type State =
       readonly since: Millis;
       /** Dialled after a change of network, to take the place of `connection`. */
       readonly successor?: RelayConnection;
+      /** `connection` is gone, but the successor is authenticating: the loss is told when this fires. */
+      readonly orphaned?: Timer;
     }
   | { readonly kind: "waiting"; readonly timer: Timer; readonly first: string | undefined }
   | { readonly kind: "closed" };
@@ -68,6 +74,8 @@ export class HomeRelay {
   readonly #backoff = new Backoff({ start: 500, factor: 2, ceiling: 30_000, jitter: 0.5 });
   #servers: readonly string[] = [];
   #state: State = { kind: "off" };
+  /** Since the present selection began. */
+  #tokenChanged = false;
   /** By connections that are gone. */
   #droppedBefore = 0;
 
@@ -89,6 +97,17 @@ export class HomeRelay {
     return this.#state.kind === "connected" ? this.#state.address : undefined;
   }
 
+  /**
+   * Sends over the home connection. While a successor authenticates over both: the relay drops one of the two at a moment
+   * unknown to us, and WireGuard drops what comes twice.
+   */
+  send(header: Uint8Array, datagram: Uint8Array): boolean {
+    const state = this.#state;
+    if (state.kind !== "connected") return false;
+    const sent = state.connection.send(header, datagram);
+    return (state.successor?.isOpen === true && state.successor.send(header, datagram)) || sent;
+  }
+
   setServers(urls: readonly string[]): void {
     const unchanged = urls.length === this.#servers.length && urls.every((url) => this.#servers.includes(url));
     this.#servers = [...new Set(urls)];
@@ -100,6 +119,7 @@ export class HomeRelay {
   /** There is a new token: what failed for the old one may succeed now. */
   noteToken(): void {
     if (this.#state.kind === "waiting" || this.#state.kind === "off") this.#select(this.#servers);
+    else if (this.#state.kind === "selecting") this.#tokenChanged = true;
   }
 
   noteNetworkChange(): void {
@@ -124,6 +144,7 @@ export class HomeRelay {
     const timer = this.#deps.clock.after(SELECTION_TIMEOUT_MS, () => {
       this.#fail(new RelayError("relay-none-reachable", `no relay within ${SELECTION_TIMEOUT_MS} ms`));
     });
+    this.#tokenChanged = false;
     const selection: Selection = { attempts: new Set(), left: [...urls], timer };
     this.#state = { kind: "selecting", ...selection };
     this.#dialMore(selection, undefined);
@@ -153,7 +174,7 @@ export class HomeRelay {
 
   #fail(error: RelayError): void {
     this.#leave();
-    this.#wait(this.#backoff.next(), undefined);
+    this.#wait(this.#tokenChanged ? 0 : this.#backoff.next(), undefined);
     this.#events.lost(error, undefined);
   }
 
@@ -175,18 +196,22 @@ export class HomeRelay {
     const state = this.#state;
     const now = this.#deps.clock.now();
     if (state.kind === "connected" && state.successor === connection) {
-      const { successor, ...rest } = state;
+      const { successor, orphaned, ...rest } = state;
+      orphaned?.cancel();
       if (state.instanceUrl === instanceUrl) {
-        // The relay has dropped the old connection already; no Close, which would tell the others that we left.
-        this.#droppedBefore += state.connection.dropped;
-        state.connection.abandon();
+        // The relay has dropped the old connection already; no Close, which would tell the others that we left. What it
+        // wrote before is still on the way.
+        const old = state.connection;
+        this.#droppedBefore += old.dropped;
+        this.#deps.clock.after(RETIRE_MS, () => old.abandon());
         this.#state = { ...rest, connection, address, since: now };
         this.#events.connected(connection, instanceUrl);
       } else {
         // The name leads elsewhere now; the old connection is left only when it fails.
         this.#state = rest;
         void connection.close();
-        state.connection.probe();
+        if (orphaned) this.#noteLost(new RelayError("relay-unreachable", "connection replaced", { retryable: true }));
+        else state.connection.probe();
       }
       return;
     }
@@ -201,6 +226,12 @@ export class HomeRelay {
     const state = this.#state;
     if (state.kind !== "connected") return;
     const { instanceUrl, url, successor } = state;
+    if (successor?.isOpen && !state.orphaned) {
+      const orphaned = this.#deps.clock.after(ORPHAN_MS, () => this.#noteLost(error));
+      this.#state = { ...state, orphaned };
+      return;
+    }
+    state.orphaned?.cancel();
     this.#droppedBefore += state.connection.dropped;
     this.#deps.log.info("relay lost", { server: instanceUrl, err: error });
     if (successor) {
@@ -228,15 +259,18 @@ export class HomeRelay {
   }
 
   #replace(state: State & { readonly kind: "connected" }): void {
+    if (state.orphaned) return;
     state.successor?.abandon();
-    const successor = this.#dial(state.url, () => {
+    const successor = this.#dial(state.url, (error) => {
       // Not reached in the new network: does the old connection still live?
       if (this.#state.kind === "connected" && this.#state.successor === successor) {
-        const { successor: _, ...rest } = this.#state;
+        const { successor: _, orphaned, ...rest } = this.#state;
+        orphaned?.cancel();
         this.#state = rest;
-        rest.connection.probe();
+        if (orphaned) this.#noteLost(error);
+        else rest.connection.probe();
       } else if (this.#state.kind === "selecting" && successor && this.#state.attempts.delete(successor)) {
-        this.#dialMore(this.#state, new RelayError("relay-unreachable", "not reached", { retryable: true }));
+        this.#dialMore(this.#state, error);
       }
     });
     if (successor) this.#state = { ...state, successor };
@@ -246,7 +280,10 @@ export class HomeRelay {
   #leave(): void {
     const state = this.#state;
     if (state.kind === "waiting") state.timer.cancel();
-    if (state.kind === "connected") state.successor?.abandon();
+    if (state.kind === "connected") {
+      state.successor?.abandon();
+      state.orphaned?.cancel();
+    }
     if (state.kind !== "selecting") return;
     state.timer.cancel();
     for (const attempt of state.attempts) attempt.abandon();

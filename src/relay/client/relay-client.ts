@@ -188,10 +188,9 @@ export class RelayClient implements AsyncDisposable {
    */
   send(key: PublicKey, datagram: Uint8Array, server?: string): boolean {
     const peer = this.#byKey.get(key);
-    const home = this.#home.connection;
-    const connection =
-      server === undefined || server === home?.instanceUrl ? home : this.#foreign.use(server, this.#clock.now());
-    if (!peer || !connection?.send(peer.header, datagram)) {
+    const isHome = server === undefined || server === this.#home.connection?.instanceUrl;
+    const way = isHome ? this.#home : this.#foreign.use(server, this.#clock.now());
+    if (!peer || !way?.send(peer.header, datagram)) {
       this.#counters.dropped++;
       return false;
     }

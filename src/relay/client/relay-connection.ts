@@ -123,6 +123,11 @@ export class RelayConnection {
     return this.#phase === "ready";
   }
 
+  /** True from the moment the Auth leaves. */
+  get isOpen(): boolean {
+    return this.#phase === "authenticating" || this.#phase === "ready";
+  }
+
   /** Known once ready. */
   get instanceUrl(): string | undefined {
     return this.#instanceUrl;

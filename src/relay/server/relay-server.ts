@@ -276,7 +276,8 @@ export class RelayServer {
         to: address.text,
       });
       this.#forget(previous);
-      previous.cut();
+      // After the AuthResponse has left, so that an agent which moves sees its new connection before it loses the old one.
+      this.#schedule(() => previous.cut());
     }
     this.#presence.noteOnline(id);
     return link;
@@ -324,6 +325,7 @@ export class RelayServer {
   /** A connection ended. */
   #remove(link: RelayLink): void {
     link.cut();
+    this.#presence.remove(link);
     if (this.#links.get(link.id) !== link) return;
     this.#links.delete(link.id);
     this.#forget(link);
