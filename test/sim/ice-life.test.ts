@@ -1,20 +1,8 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { sameEndpoint } from "#base/ip.ts";
-import {
-  createPairOfPeers,
-  createRandom,
-  isDirectPossible,
-  NAT_KINDS,
-  Nat,
-  type NatKind,
-  Network,
-  SimHost,
-  SimPeer,
-  type SimPeerOptions,
-  STUN_SERVERS,
-  signalBetween,
-} from "./ice-network.ts";
+import { createPairOfPeers, Network, SimHost, SimPeer, type SimPeerOptions, signalBetween } from "./ice-network.ts";
+import { createRandom, isDirectPossible, NAT_KINDS, Nat, type NatKind, STUN_SERVERS } from "./internet.ts";
 
 function onSamePath(a: SimPeer, b: SimPeer): boolean {
   const [forth, back] = [a.selected?.endpoint, b.selected?.endpoint];

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
-import { createPairOfPeers, isDirectPossible, NAT_KINDS, Network, signalBetween } from "./ice-network.ts";
+import { createPairOfPeers, Network, signalBetween } from "./ice-network.ts";
+import { isDirectPossible, NAT_KINDS } from "./internet.ts";
 
 describe("two agents behind NATs, 20 ms one way, 40 ms signalling", () => {
   for (const stock of [false, true]) {

@@ -1,3 +1,4 @@
+import type { networkInterfaces } from "node:os";
 import { messageOf } from "#base/errors.ts";
 import { formatPrefix, isV6, maskPrefix, type Prefix } from "#base/ip.ts";
 import type { PresharedKey, PublicKey } from "#base/keys.ts";
@@ -36,6 +37,8 @@ export interface EngineDeps {
   readonly relay: RelayClient;
   /** Something that status shows changed; the peer when it concerns one only. */
   readonly changed: (peer: PeerConnection | undefined) => void;
+  /** The machine's interfaces; default os.networkInterfaces. */
+  readonly interfaces?: typeof networkInterfaces;
 }
 
 export interface EngineOptions {
@@ -99,7 +102,7 @@ export class Engine {
       signal.events.on("message", ({ from, body }) => this.connections.receiveSignal(from, body)),
       signal.events.on("state", () => deps.changed(undefined)),
     );
-    this.#watch = new NetworkWatch(deps.clock, device.interfaceName, () => this.#networkChanged());
+    this.#watch = new NetworkWatch(deps.clock, device.interfaceName, () => this.#networkChanged(), deps.interfaces);
   }
 
   get own(): OwnConfig {

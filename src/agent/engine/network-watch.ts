@@ -12,13 +12,15 @@ export class NetworkWatch {
   readonly #clock: Clock;
   readonly #ownInterface: string;
   readonly #onChange: () => void;
+  readonly #interfaces: typeof networkInterfaces;
   #seen: string;
   #timer: Timer | undefined;
 
-  constructor(clock: Clock, ownInterface: string, onChange: () => void) {
+  constructor(clock: Clock, ownInterface: string, onChange: () => void, interfaces = networkInterfaces) {
     this.#clock = clock;
     this.#ownInterface = ownInterface;
     this.#onChange = onChange;
+    this.#interfaces = interfaces;
     this.#seen = this.#read();
     this.#arm();
   }
@@ -42,7 +44,7 @@ export class NetworkWatch {
 
   #read(): string {
     const addresses: string[] = [];
-    for (const [name, entries] of Object.entries(networkInterfaces())) {
+    for (const [name, entries] of Object.entries(this.#interfaces())) {
       if (name === this.#ownInterface) continue;
       for (const { internal, address } of entries ?? []) if (!internal) addresses.push(`${name} ${address}`);
     }

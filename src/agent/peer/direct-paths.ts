@@ -1,3 +1,4 @@
+import type { networkInterfaces } from "node:os";
 import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
 import { prefixContains } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
@@ -17,6 +18,8 @@ export interface DirectPathsDeps {
   readonly clock: Clock;
   readonly log: Logger;
   readonly device: Pick<WireGuardDevice, "events" | "sendDatagram" | "listenPort" | "interfaceName">;
+  /** The machine's interfaces; default os.networkInterfaces. */
+  readonly interfaces?: typeof networkInterfaces;
 }
 
 export interface DirectPathsOptions {
@@ -116,6 +119,7 @@ export class DirectPaths {
       ufrag,
       ownInterfaces: [device.interfaceName],
       overlay: this.#overlay,
+      ...(this.#deps.interfaces && { interfaces: this.#deps.interfaces() }),
     });
     const session = { add, hosts, ufrag };
     this.#sessions.add(session);
