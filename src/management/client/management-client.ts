@@ -294,7 +294,13 @@ export class ManagementClient {
 
   #setState(state: ManagementState): void {
     const before = this.#state;
-    if (before.connected === state.connected && before.error?.message === state.error?.message) return;
+    const { error } = before;
+    if (
+      before.connected === state.connected &&
+      error?.code === state.error?.code &&
+      error?.message === state.error?.message
+    )
+      return;
     this.#state = state;
     this.events.emit("state", state);
   }

@@ -1,5 +1,5 @@
 import type { Transport } from "@connectrpc/connect";
-import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
+import { createGrpcTransport, type GrpcTransportOptions, Http2SessionManager } from "@connectrpc/connect-node";
 import type { Millis } from "#base/time.ts";
 import { ManagementError } from "../errors.ts";
 
@@ -40,11 +40,32 @@ export function createTransport(options: TransportOptions): ManagementTransport 
   );
   const transport = createGrpcTransport({
     baseUrl: url,
-    sessionManager: sessions,
+    sessionManager: withErrorListener(sessions),
     readMaxBytes: MAX_RECEIVE_BYTES,
     acceptCompression: [],
   });
   return { url, transport, abort: (reason) => sessions.abort(reason) };
+}
+
+/**
+ * Keeps an error listener on every session. Http2SessionManager takes its own away when it is aborted, even from a session that
+ * has failed and is about to say so; without a listener that report would end the process.
+ */
+function withErrorListener(sessions: Http2SessionManager): NonNullable<GrpcTransportOptions["sessionManager"]> {
+  const guarded = new WeakSet<object>();
+  return {
+    authority: sessions.authority,
+    async request(method, path, headers, options) {
+      const stream = await sessions.request(method, path, headers, options);
+      const { session } = stream;
+      if (session && !guarded.has(session)) {
+        guarded.add(session);
+        session.on("error", () => {});
+      }
+      return stream;
+    },
+    notifyResponseByteRead: (stream) => sessions.notifyResponseByteRead(stream),
+  };
 }
 
 /** The origin of a management URL, ports 443 and 80 by default. Throws ManagementError `url-malformed`. */
