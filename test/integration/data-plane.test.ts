@@ -172,7 +172,7 @@ test("a relayed peer's datagrams go to main and come back in by injection", root
         void to.call(
           "injectRelayed",
           0,
-          Buffer.from((event.payload as { datagram: { hex: string } }).datagram.hex, "hex").subarray(),
+          new Uint8Array(Buffer.from((event.payload as { datagram: { hex: string } }).datagram.hex, "hex")),
         );
       }
     }
@@ -237,7 +237,7 @@ test("handshake and STUN messages reach main with source, local address and time
 });
 
 test("data-driven timers: passive keepalive, persistent keepalive, renewal, no answer, expiry", root, async () => {
-  const limits = { rekeyAfterTime: 600, rejectAfterTime: 2500, keepaliveTimeout: 300, rekeyTimeout: 200, jitter: 0 };
+  const limits = { rekeyAfterTime: 600, rejectAfterTime: 5000, keepaliveTimeout: 300, rekeyTimeout: 200, jitter: 0 };
   await using pair = await Pair.start({ plane: { limits } });
   const { a, b } = pair;
   const received = async (end: End): Promise<number> => (await end.counters())["rx-packets"]!;
@@ -257,7 +257,7 @@ test("data-driven timers: passive keepalive, persistent keepalive, renewal, no a
   await b.call("dropSessions", 0);
   await a.exec("ping", "-c", "1", "-W", "0.1", "10.77.0.2").catch(() => undefined);
   await a.event("needHandshake", (payload: { reason: string }) => payload.reason === "no-answer");
-  await a.event("sessionEnded");
+  await a.event("sessionEnded", undefined, 8000);
   assert.equal((await a.counters()).sessions, 0);
 });
 

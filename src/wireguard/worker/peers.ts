@@ -1,3 +1,4 @@
+import type { HandshakeReason } from "./records.ts";
 import type { Session } from "./sessions.ts";
 
 /** Where a peer's packets go: nowhere yet, a UDP endpoint of one family, or the relay. */
@@ -41,6 +42,7 @@ export class Peer {
   wakeReported = false;
   /** Times of the last reports that are limited to one a second. */
   askedAt = Number.NEGATIVE_INFINITY;
+  askedReason: HandshakeReason | undefined;
   pathErrorAt = Number.NEGATIVE_INFINITY;
   pathHintAt = Number.NEGATIVE_INFINITY;
   /** Source of the last hint; another source is reported at once. */

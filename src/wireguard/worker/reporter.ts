@@ -97,14 +97,15 @@ export class Reporter {
     peer.wakeReported = true;
   }
 
-  /** At most one a second per peer. */
+  /** The same reason at most once a second per peer. */
   needHandshake(peer: Peer, reason: HandshakeReason, now: number): void {
-    if (now - peer.askedAt < ASK_INTERVAL_MS) return;
+    if (now - peer.askedAt < ASK_INTERVAL_MS && peer.askedReason === reason) return;
     const record = this.#begin(this.#events, Report.needHandshake, peer.slot);
     if (record < 0) return;
     this.#events.view.setUint32(record + RecordField.argument, HANDSHAKE_REASONS.indexOf(reason), true);
     this.#commit(this.#events);
     peer.askedAt = now;
+    peer.askedReason = reason;
   }
 
   confirmed(peer: Peer, localIndex: number, source: AddressPlace): void {
