@@ -102,7 +102,7 @@ function sendDatagrams(command: TrafficCommand): Promise<TrafficResult> {
 
 /** Connects, sends `count` times `bytes`, and reads them back. */
 function exchangeStream(command: TrafficCommand): Promise<TrafficResult> {
-  const { to, port, count, bytes, timeoutMs } = command;
+  const { to, port, count, bytes, timeoutMs, settleMs } = command;
   const total = count * bytes;
   const start = performance.now();
   return new Promise((resolve, reject) => {
@@ -123,9 +123,18 @@ function exchangeStream(command: TrafficCommand): Promise<TrafficResult> {
       received += data.length;
       if (received < total) return;
       clearTimeout(timeout);
-      socket.end();
       const lastMs = performance.now() - start;
-      resolve({ sent: count, received: Math.floor(received / bytes), duplicates: 0, inOrder: true, firstMs, lastMs });
+      const result = {
+        sent: count,
+        received: Math.floor(received / bytes),
+        duplicates: 0,
+        inOrder: true,
+        firstMs,
+        lastMs,
+      };
+      // The connection's own last packets are traffic as well: the answer comes when the line is quiet.
+      socket.on("close", () => setTimeout(() => resolve(result), settleMs));
+      socket.end();
     });
   });
 }
