@@ -34,14 +34,18 @@ interface Mapping {
   readonly inside: Endpoint;
   readonly outside: Endpoint;
   readonly sentTo: Set<string>;
+  usedAt: Millis;
 }
 
-/** The NAT of one site. Mappings live for ever unless `rebind` forgets them. */
+/** The NAT of one site. Mappings live until `rebind` forgets them, or until nothing was sent for `lifetime`. */
 export class Nat {
   readonly kind: NatKind;
   readonly address: string;
   #mappings: Mapping[] = [];
   #nextPort: number;
+  /** A mapping without use for this long is forgotten; 0 = never. Needs `now`. */
+  lifetime: Millis = 0;
+  now: () => Millis = () => 0;
   readonly #forwards = new Map<number, { readonly inside: Endpoint; readonly reachedBy: Set<string> }>();
 
   constructor(kind: NatKind, address: string, firstPort = 40_000) {
@@ -57,6 +61,7 @@ export class Nat {
     // Answers to what came through a forward leave from the forwarded port.
     if (this.#forwards.get(from.port)?.reachedBy.has(formatEndpoint(to)))
       return { address: parseIp(this.address), port: from.port };
+    this.#expire();
     let mapping = this.#mappings.find(
       ({ inside, sentTo }) =>
         formatEndpoint(inside) === formatEndpoint(from) &&
@@ -64,10 +69,11 @@ export class Nat {
     );
     if (!mapping) {
       const outside = { address: parseIp(this.address), port: this.#nextPort++ };
-      mapping = { inside: from, outside, sentTo: new Set() };
+      mapping = { inside: from, outside, sentTo: new Set(), usedAt: 0 };
       this.#mappings.push(mapping);
     }
     mapping.sentTo.add(formatEndpoint(to));
+    mapping.usedAt = this.now();
     return mapping.outside;
   }
 
@@ -80,6 +86,7 @@ export class Nat {
       forwarded.reachedBy.add(formatEndpoint(from));
       return forwarded.inside;
     }
+    this.#expire();
     const mapping = this.#mappings.find(({ outside }) => formatEndpoint(outside) === formatEndpoint(to));
     if (!mapping) return undefined;
     const sentTo = [...mapping.sentTo];
@@ -99,6 +106,12 @@ export class Nat {
   /** Forgets every mapping, as a router that restarts. */
   rebind(): void {
     this.#mappings = [];
+  }
+
+  #expire(): void {
+    if (this.lifetime === 0) return;
+    const oldest = this.now() - this.lifetime;
+    this.#mappings = this.#mappings.filter(({ usedAt }) => usedAt >= oldest);
   }
 }
 
