@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { type ChildProcessWithoutNullStreams, execFileSync, spawn, spawnSync } from "node:child_process";
+import { type ChildProcessWithoutNullStreams, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -13,24 +13,15 @@ import type { SyncResponse } from "#gen/management_pb.ts";
 import { ManagementClient } from "#management/client/management-client.ts";
 import { ManagementError } from "#management/errors.ts";
 import { TEST_OPTIONS, TestAgent, TestServer, testMeta } from "#management/test-server.ts";
+import { missingPython } from "./python.ts";
 
 /** Debian's own Python, which alone sees Debian's modules. */
 const PYTHON = "/usr/bin/python3";
 const HERE = import.meta.dirname;
 const PROTO = join(HERE, "../../proto");
 
-const skip = missing();
-
-function missing(): string | false {
-  if (spawnSync("protoc", ["--version"]).status !== 0) return "needs protobuf-compiler";
-  for (const [module, debian] of [
-    ["grpc", "python3-grpcio"],
-    ["nacl.public", "python3-nacl"],
-    ["google.protobuf", "python3-protobuf"],
-  ])
-    if (spawnSync(PYTHON, ["-c", `import ${module}`]).status !== 0) return `needs ${debian}`;
-  return false;
-}
+const MODULES = { grpc: "python3-grpcio", "nacl.public": "python3-nacl", "google.protobuf": "python3-protobuf" };
+const skip = missingPython(MODULES, ["protoc"]) ?? false;
 
 type Line = Readonly<Record<string, unknown>> & { readonly kind: string };
 
@@ -218,7 +209,7 @@ describe("management with grpcio and PyNaCl on the other side", { skip, timeout:
         (update) => void updates.push(update),
         stop.signal,
       );
-      await server.until("call", (line) => line.method === "Sync" && server.lines.indexOf(line) > 2);
+      await server.until("call", (line) => line.method === "Sync" && line.admitted === true);
       server.command("push 8");
       await arrived((update) => update.NetworkMap?.Serial === 8n);
       server.command("end");

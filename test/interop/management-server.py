@@ -43,11 +43,15 @@ def login(envelope, context):
 def sync(envelope, context):
     sender = sender_of(envelope)
     request = unseal(pb.SyncRequest, envelope, sender, own)
-    say(kind="call", method="Sync", hostname=request.meta.hostname, deadline=context.time_remaining())
-    if bytes(sender) not in known:
-        context.abort(grpc.StatusCode.PERMISSION_DENIED, "peer is not registered")
+    admitted = bytes(sender) in known
     mine = queue.Queue()
-    streams.append(mine)
+    if admitted:
+        streams.append(mine)
+    # Said when a push would reach the stream, not before.
+    say(kind="call", method="Sync", admitted=admitted, hostname=request.meta.hostname,
+        deadline=context.time_remaining())
+    if not admitted:
+        context.abort(grpc.StatusCode.PERMISSION_DENIED, "peer is not registered")
     while True:
         message = mine.get()
         if message is None:
