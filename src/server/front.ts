@@ -1,3 +1,4 @@
+import { createPrivateKey, X509Certificate } from "node:crypto";
 import {
   createServer as createHttpServer,
   type Server as HttpServer,
@@ -12,7 +13,8 @@ import {
 } from "node:http2";
 import { type AddressInfo, createServer as createTcpServer, type Socket, type Server as TcpServer } from "node:net";
 import type { Duplex } from "node:stream";
-import { createServer as createTlsServer, type Server as TlsServer } from "node:tls";
+import { createSecureContext, createServer as createTlsServer, type Server as TlsServer } from "node:tls";
+import { messageOf } from "#base/errors.ts";
 import { type Endpoint, formatEndpoint, parseIp } from "#base/ip.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
@@ -205,7 +207,8 @@ export class Front {
   /** New connections see the new certificate. Throws ServerError `tls-material` and keeps the old one. */
   reloadTls(material: TlsMaterial): void {
     if (!this.#tls) throw new ServerError("tls-material", "this server was started without a certificate");
-    useMaterial(() => this.#tls?.setSecureContext(material));
+    checkMaterial(material);
+    this.#tls.setSecureContext(material);
   }
 
   /** Refuses new connections, and keeps the ones that are there; the first step of a shutdown. Idempotent. */
@@ -331,14 +334,13 @@ export class Front {
   // --- the three parsers
 
   #createTls(material: TlsMaterial): TlsServer {
-    const server = useMaterial(() =>
-      createTlsServer({
-        ...material,
-        ALPNProtocols: ["h2", "http/1.1"],
-        minVersion: "TLSv1.2",
-        handshakeTimeout: this.#limits.openingMs,
-      }),
-    );
+    checkMaterial(material);
+    const server = createTlsServer({
+      ...material,
+      ALPNProtocols: ["h2", "http/1.1"],
+      minVersion: "TLSv1.2",
+      handshakeTimeout: this.#limits.openingMs,
+    });
     server.on("tlsClientError", (error, socket) => {
       this.#tlsFailures++;
       this.#log.debug("TLS handshake failed", { source: socket.remoteAddress, err: error });
@@ -461,11 +463,14 @@ function endsOf(socket: Socket): string {
   return `${socket.remoteAddress} ${socket.remotePort} ${socket.localAddress}`;
 }
 
-function useMaterial<Result>(use: () => Result): Result {
+/** Node takes an empty certificate, and a key of another one, and fails at each handshake; here it is noticed at once. */
+function checkMaterial({ cert, key }: TlsMaterial): void {
+  let fits: boolean;
   try {
-    return use();
+    fits = new X509Certificate(cert).checkPrivateKey(createPrivateKey(key));
+    createSecureContext({ cert, key });
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new ServerError("tls-material", `certificate and key cannot be used: ${reason}`, { cause });
+    throw new ServerError("tls-material", `certificate and key cannot be used: ${messageOf(cause)}`, { cause });
   }
+  if (!fits) throw new ServerError("tls-material", "the private key is not that of the certificate");
 }
