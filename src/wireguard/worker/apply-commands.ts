@@ -132,10 +132,12 @@ export class CommandApplier {
   }
 
   #sleep(slot: number): void {
-    const { peers, staging, timers } = this.#deps;
+    const { peers, sessions, staging, stats, timers } = this.#deps;
     peers.setAsleep(slot, true);
     const peer = peers.active(slot);
     if (!peer) return;
+    sessions.retire(peer);
+    stats.words[stats.row(slot) + PeerField.sessionCreated] = 0;
     peer.path = PathKind.none;
     peer.wakeReported = false;
     timers.stop(peer);

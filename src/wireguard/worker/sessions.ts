@@ -79,6 +79,7 @@ class KeyPool {
  *   initiator's session      previous = next ?? current, current = new
  *   responder's session      next = new, previous dropped; current keeps sending
  *   first packet on next     previous = current, current = next
+ *   peer put to sleep        previous = current: it decrypts what is under way, a wake begins with a new handshake
  */
 export class Sessions {
   readonly #byIndex = new Map<number, Session>();
@@ -117,19 +118,22 @@ export class Sessions {
     if (clash) this.#remove(clash);
     this.#byIndex.set(session.localIndex | 0, session);
     if (options.initiator) {
-      this.#drop(peer.previous);
       if (peer.next) {
+        this.#drop(peer.previous);
         this.#drop(peer.current);
         peer.previous = peer.next;
         peer.next = undefined;
-      } else {
+      } else if (peer.current) {
+        this.#drop(peer.previous);
         peer.previous = peer.current;
       }
       peer.current = session;
     } else {
       this.#drop(peer.next);
-      this.#drop(peer.previous);
-      peer.previous = undefined;
+      if (peer.current) {
+        this.#drop(peer.previous);
+        peer.previous = undefined;
+      }
       peer.next = session;
     }
     return session;
@@ -137,10 +141,23 @@ export class Sessions {
 
   /** The peer proved that it has the keys of `next`. */
   confirm(peer: Peer): void {
-    this.#drop(peer.previous);
-    peer.previous = peer.current;
+    if (peer.current) {
+      this.#drop(peer.previous);
+      peer.previous = peer.current;
+    }
     peer.current = peer.next;
     peer.next = undefined;
+  }
+
+  /**
+   * Ends sending with the current session. The other side may have lost it by the time the peer wakes, and a packet sent
+   * into a lost session is lost; what is still under way towards us is decrypted until the session expires.
+   */
+  retire(peer: Peer): void {
+    if (!peer.current) return;
+    this.#drop(peer.previous);
+    peer.previous = peer.current;
+    peer.current = undefined;
   }
 
   /** Drops sessions of the peer that are `age` or older at `now`; all for age 0. */
