@@ -131,10 +131,16 @@ export class ForeignServers {
   }
 
   noteNetworkChange(): void {
+    for (const { connection } of this.#servers.values()) connection?.probe();
+    this.retryNow();
+  }
+
+  /** What is waiting for its next attempt is dialled at once. */
+  retryNow(): void {
     for (const server of this.#servers.values()) {
+      if (server.connection) continue;
       server.backoff.reset();
-      if (server.connection) server.connection.probe();
-      else this.#dial(server, server.address);
+      this.#dial(server, server.address);
     }
   }
 

@@ -199,6 +199,20 @@ test("a lost home is dialled again at once when it had lasted, and frames flow a
   await until("home again", () => a.client.home.connected);
 });
 
+test("servers and foreign relays wait for the first token", async () => {
+  const clock = new ManualClock();
+  await using relay = await relayHost();
+  await using foreign = await relayHost();
+  await using client = new RelayClient({ clock, log: silentLogger }, { key: alice });
+  client.registerPeer(bob);
+  client.setServers([relay.url]);
+  client.ensureServer(foreign.url, undefined, bob);
+  await settle();
+  assert.equal(client.home.connected, false);
+  client.setToken(validToken());
+  await until("both", () => client.home.connected && client.isConnected(foreign.url));
+});
+
 test("a token that comes while the old one is being refused is tried at once", async () => {
   const clock = new ManualClock();
   await using relay = await relayHost();

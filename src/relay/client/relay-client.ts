@@ -162,6 +162,7 @@ export class RelayClient implements AsyncDisposable {
   setToken(token: RelayToken): void {
     this.#token = encodeRelayToken(token);
     this.#home.noteToken();
+    this.#foreign.retryNow();
   }
 
   /** Lets datagrams of a peer in, from now on and over every relay. */

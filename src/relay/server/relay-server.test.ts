@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 import { test } from "node:test";
@@ -228,6 +229,26 @@ test("broken and unknown messages of an authenticated agent are ignored, a wrong
   using b = await RawAgent.join(relay.url, "b");
   b.send(Buffer.alloc(8821, 1));
   await until("the end of the one that sends too much", () => b.closed);
+});
+
+test("whatever an authenticated agent sends, the relay goes on", async () => {
+  await using relay = await relayHost();
+  using a = await RawAgent.join(relay.url, "a");
+  using b = await RawAgent.join(relay.url, "b");
+  b.take();
+  const end = performance.now() + 1000;
+  for (let i = 0; i < 3000 && performance.now() < end; i++) {
+    const message = randomBytes(2 + (i % 300));
+    message[0] = 1;
+    // Close would be obeyed.
+    if (message[1] === RelayType.close || i % 2) message[1] = 8 + (i % 4);
+    if (i % 3 === 0) message.set(Buffer.from(b.id, "latin1").subarray(0, message.length - 2), 2);
+    a.send(message);
+    if (i % 100 === 0) await new Promise((resolve) => setImmediate(resolve));
+  }
+  b.transport(b.id, Buffer.from("echo"));
+  await until("the echo", () => b.messages.some((message) => message.subarray(38).toString() === "echo"));
+  assert.equal(a.closed, false);
 });
 
 test("health checks go out every 25 s, and silence ends the connection", async () => {
