@@ -14,13 +14,19 @@ import {
   VIRTIO_GSO_UDP,
   VIRTIO_NEEDS_CHECKSUM,
 } from "./inner-packet.ts";
-import type { TunWriter } from "./tun-writer.ts";
 
 const MAX_FLOWS = 16;
 /** Packets in one; UDP takes at most 64 segments, TCP ends at 64 KiB. */
 const MAX_PIECES = 64;
 const IOVEC_BYTES = 16;
 const MAX_IP_BYTES = 65_535;
+
+/** Where finished packets go: a TunWriter, see there. */
+export interface PacketSink {
+  readonly virtioHeader: boolean;
+  writePacket(at: number, length: number): void;
+  writePieces(iovecs: number, count: number): void;
+}
 
 /** What may be sent as one: consecutive packets of one direction of one connection. */
 interface Flow {
@@ -54,7 +60,7 @@ export class Coalescer {
   readonly #arena: Arena;
   readonly #bytes: Uint8Array;
   readonly #view: DataView;
-  readonly #writer: TunWriter;
+  readonly #writer: PacketSink;
   readonly #mergeUdp: boolean;
   readonly #flows: Flow[] = [];
   #high = 0;
@@ -66,7 +72,7 @@ export class Coalescer {
   #headerBytes = 0;
 
   /** `mergeUdp`: the kernel takes UDP super-packets (TUN_F_USO). */
-  constructor(arena: Arena, writer: TunWriter, mergeUdp: boolean) {
+  constructor(arena: Arena, writer: PacketSink, mergeUdp: boolean) {
     this.#arena = arena;
     this.#bytes = arena.bytes;
     this.#view = arena.view;

@@ -1,11 +1,12 @@
 import { Errno } from "#net/errno.ts";
 import { type Libc, libc } from "#net/libc.ts";
 import type { Arena } from "./arena.ts";
+import type { PacketSink } from "./coalesce.ts";
 import { VIRTIO } from "./inner-packet.ts";
 import { Counter, type Stats } from "./stats.ts";
 
 /** Writes inner packets to the TUN, and knows when the interface is gone. Non-blocking: what the kernel refuses is lost. */
-export class TunWriter {
+export class TunWriter implements PacketSink {
   readonly virtioHeader: boolean;
   /** The interface was deleted: nothing will be read or written any more. */
   gone = false;
