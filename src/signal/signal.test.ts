@@ -276,7 +276,7 @@ test("an agent that is evicted by its double waits before it registers again", a
 });
 
 test("a recipient that does not read loses its stream, and others are not delayed by it", async () => {
-  await using signal = await host({ writeTimeoutMs: 300 });
+  await using signal = await host({ writeTimeoutMs: 1000 });
   using deaf = raw(signal.port.uri, { initialWindowSize: 0 });
   const deafKey = PrivateKey.generate().publicKey;
   const stream = call(deaf, SIGNAL_STREAM_PATH, { [PEER_ID_HEADER]: deafKey });
