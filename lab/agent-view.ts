@@ -20,15 +20,24 @@ export class AgentView {
     return [...this.#peers.values()].sort((a, b) => (a.fqdn < b.fqdn ? -1 : 1));
   }
 
+  /** Undefined before the first part of the stream has come. */
+  find(name: string): Peer | undefined {
+    return this.#peers.values().find(({ fqdn }) => fqdn.startsWith(`${name}.`));
+  }
+
   peer(name: string): Peer {
-    const peer = this.peers.find(({ fqdn }) => fqdn.startsWith(`${name}.`));
+    const peer = this.find(name);
     if (!peer) throw new Error(`no peer ${name}`);
     return peer;
   }
 
   /** Waits until the peer's row satisfies `condition`; the row. */
   async until(name: string, what: string, condition: (peer: Peer) => boolean, timeoutMs: number): Promise<Peer> {
-    await waitUntil(() => condition(this.peer(name)), `${name} ${what}`, timeoutMs);
+    const holds = (): boolean => {
+      const peer = this.find(name);
+      return peer !== undefined && condition(peer);
+    };
+    await waitUntil(holds, `${name} ${what}`, timeoutMs);
     return this.peer(name);
   }
 

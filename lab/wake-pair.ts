@@ -55,20 +55,14 @@ export class WakePair implements AsyncDisposable {
     return pair;
   }
 
-  /** How one end sees the other. */
-  peerOf(end: WakeEnd): Peer {
-    return end.view.peer(end === this.from ? this.to.agent.name : this.from.agent.name);
+  /** How one end sees the other; undefined until its stream has told. */
+  peerOf(end: WakeEnd): Peer | undefined {
+    return end.view.find(end === this.from ? this.to.agent.name : this.from.agent.name);
   }
 
   /** Waits until both ends say Idle. */
   async asleep(): Promise<void> {
-    const isIdle = (end: WakeEnd): boolean => {
-      try {
-        return this.peerOf(end).state === PeerState.IDLE;
-      } catch {
-        return false;
-      }
-    };
+    const isIdle = (end: WakeEnd): boolean => this.peerOf(end)?.state === PeerState.IDLE;
     const names = `${this.from.agent.name} and ${this.to.agent.name}`;
     await waitUntil(() => isIdle(this.from) && isIdle(this.to), `${names} asleep`, SLEEP_TIMEOUT);
   }
@@ -96,7 +90,7 @@ export class WakePair implements AsyncDisposable {
 
   /** Waits until an end's packets take a direct path, and when that was, in ms since its wake. */
   async direct(end: WakeEnd = this.from, timeoutMs: Millis = 5000): Promise<Millis> {
-    await waitUntil(() => this.peerOf(end).path?.path.case === "direct", "a direct path", timeoutMs);
+    await waitUntil(() => this.peerOf(end)?.path?.path.case === "direct", "a direct path", timeoutMs);
     const entry = (await this.story(end)).find(({ event, detail }) => event === "path" && detail.startsWith("direct"));
     return entry?.sinceWakeMs ?? Number.NaN;
   }

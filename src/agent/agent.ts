@@ -1,13 +1,14 @@
 import { messageOf, type PerchError } from "#base/errors.ts";
 import { PresharedKey, type PrivateKey, type PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
-import type { Clock, Timer } from "#base/time.ts";
+import type { Clock, Millis, Timer } from "#base/time.ts";
 import type { LoginResponse } from "#gen/management_pb.ts";
 import { ManagementClient } from "#management/client/management-client.ts";
 import type { AgentControl, AgentSettings, AgentState, AgentStatus } from "./control.ts";
 import { AgentError } from "./errors.ts";
 import { loadIdentity } from "./identity.ts";
 import { PinStore } from "./pin-store.ts";
+import { probeDevice } from "./routing/device-linux.ts";
 import { openSession, type Session } from "./session.ts";
 import { buildStatus } from "./status.ts";
 import { readSystemMeta } from "./system-meta.ts";
@@ -55,6 +56,7 @@ class Agent implements AgentControl, AsyncDisposable {
   #wanted: AbortController | undefined;
   #starting: Promise<void> | undefined;
   #changeTimer: Timer | undefined;
+  #toldAt: Millis = Number.NEGATIVE_INFINITY;
 
   constructor(deps: AgentDeps) {
     this.#deps = deps;
@@ -170,7 +172,9 @@ class Agent implements AgentControl, AsyncDisposable {
     const management = this.#managementClient(settings);
     let session: Session;
     try {
-      const login = await this.#login(management, settings, signal);
+      const login = await this.#login(management, settings, signal, () =>
+        probeDevice(settings.interfaceName, settings.wireguardPort),
+      );
       this.#become("starting", "creating the interface");
       session = await openSession(this.#deps, {
         settings,
@@ -198,8 +202,16 @@ class Agent implements AgentControl, AsyncDisposable {
     }
   }
 
-  /** A known peer logs in by its key; an unknown one registers with the setup key (management document, section 4.2). */
-  async #login(management: ManagementClient, settings: AgentSettings, signal: AbortSignal): Promise<LoginResponse> {
+  /**
+   * A known peer logs in by its key; an unknown one registers with the setup key (management document, section 4.2), unless
+   * `probe` throws.
+   */
+  async #login(
+    management: ManagementClient,
+    settings: AgentSettings,
+    signal: AbortSignal,
+    probe?: () => void,
+  ): Promise<LoginResponse> {
     const meta = readSystemMeta({ hostname: settings.hostname, ownInterface: settings.interfaceName });
     try {
       return await management.login({ meta, signal });
@@ -212,6 +224,7 @@ class Agent implements AgentControl, AsyncDisposable {
           { cause: error },
         );
       }
+      probe?.();
       await management.login({ setupKey: settings.setupKey, meta, signal });
       return await management.login({ meta, signal });
     }
@@ -275,8 +288,11 @@ class Agent implements AgentControl, AsyncDisposable {
 
   #changed(): void {
     if (this.#changeTimer || this.#listeners.size === 0) return;
-    this.#changeTimer = this.#deps.clock.after(CHANGE_INTERVAL, () => {
+    const { clock } = this.#deps;
+    // The first change after a quiet time is told at once: a wake is over before a tenth of a second is.
+    this.#changeTimer = clock.after(Math.max(0, this.#toldAt + CHANGE_INTERVAL - clock.now()), () => {
       this.#changeTimer = undefined;
+      this.#toldAt = clock.now();
       for (const listener of [...this.#listeners]) listener();
     });
   }
