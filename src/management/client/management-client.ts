@@ -116,11 +116,15 @@ export class ManagementClient {
         wgPubKey: text.encode(own.publicKey),
       },
     });
-    return this.#call({ call: "Login", setupKey: setupKey !== "" }, options.signal, async (server, signal) => {
-      const sealed = sealMessage(LoginRequestSchema, request, server, own);
-      const answer = await this.#client.login(sealed, { signal, timeoutMs: TIMEOUT.login });
-      return openMessage(LoginResponseSchema, answer, server, own);
-    });
+    return this.#call(
+      { call: "Login", setupKey: options.setupKey || undefined },
+      options.signal,
+      async (server, signal) => {
+        const sealed = sealMessage(LoginRequestSchema, request, server, own);
+        const answer = await this.#client.login(sealed, { signal, timeoutMs: TIMEOUT.login });
+        return openMessage(LoginResponseSchema, answer, server, own);
+      },
+    );
   }
 
   /**
@@ -238,7 +242,7 @@ export class ManagementClient {
 
   /** Reads the server's key, then runs the call; translates what either throws. */
   async #call<T>(
-    context: { readonly call: string; readonly setupKey?: boolean },
+    context: { readonly call: string; readonly setupKey?: string | undefined },
     signal: AbortSignal | undefined,
     run: (server: PublicKey, signal: AbortSignal) => Promise<T>,
   ): Promise<T> {

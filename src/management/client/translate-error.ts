@@ -8,13 +8,28 @@ const LOGIN_EXPIRED = "peer login has expired";
 
 /** Node's codes for "the other side speaks something else". */
 const WRONG_PROTOCOL = /^(ERR_HTTP2_|ERR_SSL_|EPROTO|HPE_)/;
+/** What Node says when the other side hangs up on a TLS greeting, as servers of plaintext do. */
+const NO_TLS = /before secure TLS connection/;
+
+/** What the codes of the system mean to whoever gave the URL. */
+const IN_WORDS: Readonly<Record<string, string>> = {
+  ECONNREFUSED: "nothing listens there",
+  ENOTFOUND: "there is no host of that name",
+  EAI_AGAIN: "the name cannot be looked up now",
+  EHOSTUNREACH: "there is no way to that host",
+  ENETUNREACH: "there is no way to that network",
+  ETIMEDOUT: "it does not answer",
+};
+
+/** Characters of a setup key that a message shows: enough to find it in `perch server setup-key list`. */
+const KEY_PREFIX_LENGTH = 8;
 
 export interface CallContext {
   readonly url: string;
   /** The call as the protocol names it. */
   readonly call: string;
-  /** Whether the call carried a setup key: then a refusal is about the key. */
-  readonly setupKey?: boolean;
+  /** The setup key that the call carried: then a refusal is about the key. */
+  readonly setupKey?: string | undefined;
 }
 
 /**
@@ -39,7 +54,7 @@ export function toManagementError(reason: unknown, context: CallContext): Manage
   if (synthetic) return unreachable(`it answered ${JSON.stringify(error.rawMessage)} to ${call}, not gRPC`);
   const cause = rootCause(error);
   if (cause) return unreachable(cause);
-  const said = `${url} refused ${call}: ${error.rawMessage || Code[error.code]}`;
+  const said = `${url} refused ${describeCall(context, error.rawMessage)}: ${error.rawMessage || Code[error.code]}`;
   switch (error.code) {
     case Code.PermissionDenied:
       if (error.rawMessage.includes(LOGIN_EXPIRED))
@@ -52,7 +67,7 @@ export function toManagementError(reason: unknown, context: CallContext): Manage
     case Code.Unimplemented:
       return new ManagementError("unsupported", said, { cause: reason });
     case Code.DeadlineExceeded:
-      return unreachable(`no answer to ${call} in time`);
+      return unreachable("it does not answer");
     case Code.Unavailable:
     case Code.Aborted:
     case Code.Canceled:
@@ -60,6 +75,13 @@ export function toManagementError(reason: unknown, context: CallContext): Manage
     default:
       return new ManagementError("server-error", said, { cause: reason, retryable: true });
   }
+}
+
+/** What was refused, naming the setup key unless the server has done so. */
+function describeCall({ call, setupKey }: CallContext, reason: string): string {
+  if (setupKey === undefined) return call;
+  const prefix = setupKey.slice(0, KEY_PREFIX_LENGTH);
+  return reason.toLowerCase().includes(prefix.toLowerCase()) ? "to register this machine" : `the setup key ${prefix}…`;
 }
 
 /** The innermost error of the system, in words; undefined when the server itself has spoken. */
@@ -71,8 +93,10 @@ function rootCause(error: ConnectError): string | undefined {
     if (!("code" in reason) || typeof reason.code !== "string") continue;
     // A host with several addresses fails with an AggregateError whose own message is empty.
     const text = reason instanceof AggregateError ? reason.errors.map(messageOf).join(", ") : reason.message;
-    const hint = WRONG_PROTOCOL.test(reason.code) ? ` (is it http:// where https:// is meant, or the reverse?)` : "";
-    found = `${text || reason.code}${hint}`;
+    const isOther = WRONG_PROTOCOL.test(reason.code) || NO_TLS.test(text);
+    const hint = isOther ? " (is it http:// where https:// is meant, or the reverse?)" : "";
+    const inWords = IN_WORDS[reason.code];
+    found = inWords ? `${inWords} (${text || reason.code})` : `${text || reason.code}${hint}`;
   }
   return found;
 }

@@ -8,11 +8,15 @@ import {
 } from "../protocol/version.ts";
 import type { Account, Peer, PolicyRule } from "./model.ts";
 
-/** One peer that a receiver may talk to under one rule, in the rule's direction as the receiver sees it. */
+/** Directions of a rule as the receiver sees them. */
+export const DIRECTION_IN = 1;
+export const DIRECTION_OUT = 2;
+
+/** One peer that a receiver may talk to under one rule; `directions` is a sum of the above. */
 export interface RuleMatch {
   readonly rule: PolicyRule;
   readonly peer: Peer;
-  readonly direction: "in" | "out";
+  readonly directions: number;
 }
 
 /** What one receiver gets to see: protocol/management.md, section 5.5. */
@@ -102,8 +106,9 @@ export class AccountState {
         const isReached = inDestinations && this.#isIn(peer, rule.sources);
         if (!reaches && !isReached) continue;
         peers.add(peer);
-        if (isReached || (rule.bidirectional && reaches)) rules.push({ rule, peer, direction: "in" });
-        if (reaches || (rule.bidirectional && isReached)) rules.push({ rule, peer, direction: "out" });
+        const isIn = isReached || (rule.bidirectional && reaches);
+        const isOut = reaches || (rule.bidirectional && isReached);
+        rules.push({ rule, peer, directions: (isIn ? DIRECTION_IN : 0) + (isOut ? DIRECTION_OUT : 0) });
       }
     }
     return { peers: [...peers], rules };

@@ -537,6 +537,17 @@ test("registrations at once with a one-off key let one peer in; the same key twi
   assert.equal(world.server.listPeers().length, 2);
 });
 
+test("a known peer that sends a setup key again keeps its place and uses up nothing", async () => {
+  await using world = await World.make();
+  const { key } = await world.server.createSetupKey({});
+  const agent = await world.join("a", {}, key);
+  const before = await agent.login();
+  const after = await agent.login(key);
+  assert.equal(after.peerConfig?.address, before.peerConfig?.address);
+  const keys = await world.server.listSetupKeys();
+  assert.equal(keys.find((info) => info.prefix === key.slice(0, 8))?.used, 1);
+});
+
 test("a slow reader costs nothing: whatever happened, it reads one message, the newest", async () => {
   await using world = await World.make();
   const a = await world.join("a");

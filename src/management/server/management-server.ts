@@ -241,6 +241,11 @@ export class ManagementServer {
     return keys.createAdminToken(this.#deps.store, options);
   }
 
+  /** How many admin tokens are valid; none before the first start. */
+  countAdminTokens(): Promise<number> {
+    return keys.countAdminTokens(this.#deps.store);
+  }
+
   verifyAdminToken(token: string): Promise<boolean> {
     return keys.verifyAdminToken(this.#deps.store, token);
   }

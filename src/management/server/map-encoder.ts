@@ -27,14 +27,14 @@ import { encodeCompactPrefix } from "../protocol/compact-prefix.ts";
 import { fqdnOf } from "../protocol/dns-label.ts";
 import { encodeSessionDeadline } from "../protocol/session-deadline.ts";
 import { hasCapability, isVersionAtLeast, VERSION_WITHOUT_LEGACY_PEERS } from "../protocol/version.ts";
-import type { AccountState, RuleMatch } from "./account-state.ts";
-import type { Peer, RuleProtocolName } from "./model.ts";
+import { type AccountState, DIRECTION_IN, DIRECTION_OUT, type RuleMatch } from "./account-state.ts";
+import type { Peer, PolicyRule, RuleProtocolName } from "./model.ts";
 
 /** Field numbers of the repeated fields that are put together from encoded parts. */
 const FIELD = {
-  syncRemotePeers: 3,
+  /** The same in SyncResponse, for old agents, and in NetworkMap. */
+  remotePeers: 3,
   syncNetworkMap: 5,
-  mapRemotePeers: 3,
   mapDnsConfig: 6,
   mapFirewallRules: 8,
   dnsCustomZones: 3,
@@ -55,10 +55,22 @@ const PROTOCOL: Readonly<Record<RuleProtocolName, RuleProtocol>> = {
   icmp: RuleProtocol.ICMP,
 };
 
+/**
+ * What a peer is in the maps of others, each part with its tags and lengths, ready to be copied. The index is a variant: what
+ * the receiver can do.
+ */
+interface PeerParts {
+  /** Index: whether IPv6 is shown, as a number. */
+  readonly remote: (Uint8Array | undefined)[];
+  readonly records: (Uint8Array | undefined)[];
+  /** Index: directions * 4 + compact prefixes * 2 + IPv6. */
+  readonly rules: Map<PolicyRule, (Uint8Array | undefined)[]>;
+}
+
 export class MapEncoder {
   readonly #state: AccountState;
-  /** Encoded parts by peer; a changed peer is a new object, so nothing here grows stale. */
-  readonly #parts = new WeakMap<Peer, Map<string, Uint8Array>>();
+  /** A changed peer is a new object, so nothing here grows stale. */
+  readonly #parts = new WeakMap<Peer, PeerParts>();
 
   constructor(state: AccountState) {
     this.#state = state;
@@ -83,115 +95,119 @@ export class MapEncoder {
     const state = this.#state;
     const { peers, rules } = state.visibleTo(receiver);
     const remotes = peers.map((peer) => this.#remotePeer(peer, receiver.ipv6Usable && peer.ipv6Usable));
-    const firewall = rules.flatMap((match) => this.#firewallRules(match, receiver));
     const peerConfig = this.peerConfig(receiver);
-    const map = concat(
+    const map = [
       encodeMessage(NetworkMapSchema, {
         Serial: BigInt(state.serial),
         peerConfig,
         remotePeersIsEmpty: remotes.length === 0,
-        firewallRulesIsEmpty: firewall.length === 0,
+        firewallRulesIsEmpty: rules.length === 0,
         // No routes yet; false without rules would mean that all routed traffic is allowed.
         routesFirewallRulesIsEmpty: true,
       }),
-      field(FIELD.mapDnsConfig, [this.#dnsConfig([receiver, ...peers], receiver.ipv6Usable)]),
-      field(FIELD.mapRemotePeers, remotes),
-      field(FIELD.mapFirewallRules, firewall),
-    );
+      ...field(FIELD.mapDnsConfig, this.#dnsConfig([receiver, ...peers], receiver.ipv6Usable)),
+      ...remotes,
+      ...rules.map((match) => this.#firewallRules(match, receiver)),
+    ];
     const needsCopy = !isVersionAtLeast(receiver.meta.netbirdVersion, VERSION_WITHOUT_LEGACY_PEERS);
     const sessionExpiresAt = encodeSessionDeadline({ kind: "none" });
-    return concat(
+    return Buffer.concat([
       encodeMessage(SyncResponseSchema, {
         ...(config && { netbirdConfig: config }),
         peerConfig,
         remotePeersIsEmpty: remotes.length === 0,
         ...(sessionExpiresAt && { sessionExpiresAt }),
       }),
-      needsCopy ? field(FIELD.syncRemotePeers, remotes) : [],
-      field(FIELD.syncNetworkMap, [map]),
-    );
+      ...(needsCopy ? remotes : []),
+      ...field(FIELD.syncNetworkMap, map),
+    ]);
   }
 
-  #dnsConfig(peers: readonly Peer[], withV6: boolean): Uint8Array {
-    const zone = concat(
+  #dnsConfig(peers: readonly Peer[], withV6: boolean): readonly Uint8Array[] {
+    const zone = [
       encodeMessage(CustomZoneSchema, { Domain: `${this.#state.domain}.` }),
-      field(
-        FIELD.zoneRecords,
-        peers.flatMap((peer) => this.#records(peer, withV6 && peer.ipv6Usable)),
-      ),
-    );
-    return concat(
+      ...peers.map((peer) => this.#records(peer, withV6 && peer.ipv6Usable)),
+    ];
+    return [
       encodeMessage(DNSConfigSchema, { ServiceEnable: true, ForwarderPort: BigInt(this.#state.forwarderPort) }),
-      field(FIELD.dnsCustomZones, [zone]),
-    );
+      ...field(FIELD.dnsCustomZones, zone),
+    ];
   }
 
-  #records(peer: Peer, withV6: boolean): readonly Uint8Array[] {
-    return [peer.dnsLabel, ...peer.extraLabels].flatMap((label) =>
-      (withV6 ? [peer.address, peer.address6] : [peer.address]).map((address) =>
-        this.#part(peer, `record ${label} ${address}`, () =>
-          encodeMessage(SimpleRecordSchema, {
-            Name: fqdnOf(label, this.#state.domain),
-            Type: isV6(address) ? DNS_TYPE_AAAA : DNS_TYPE_A,
-            Class: "IN",
-            TTL: DNS_TTL_SECONDS,
-            RData: address,
-          }),
+  #records(peer: Peer, withV6: boolean): Uint8Array {
+    return part(this.#partsOf(peer).records, Number(withV6), () =>
+      [peer.dnsLabel, ...peer.extraLabels].flatMap((label) =>
+        (withV6 ? [peer.address, peer.address6] : [peer.address]).flatMap((address) =>
+          field(FIELD.zoneRecords, [
+            encodeMessage(SimpleRecordSchema, {
+              Name: fqdnOf(label, this.#state.domain),
+              Type: isV6(address) ? DNS_TYPE_AAAA : DNS_TYPE_A,
+              Class: "IN",
+              TTL: DNS_TTL_SECONDS,
+              RData: address,
+            }),
+          ]),
         ),
       ),
     );
   }
 
   #remotePeer(peer: Peer, withV6: boolean): Uint8Array {
-    return this.#part(peer, `peer ${withV6}`, () =>
-      encodeMessage(RemotePeerConfigSchema, {
-        wgPubKey: peer.key,
-        // IPv4 first; one entry that cannot be parsed would cost a stock agent the whole map.
-        allowedIps: withV6 ? [`${peer.address}/32`, `${peer.address6}/128`] : [`${peer.address}/32`],
-        sshConfig: { sshPubKey: peer.sshPublicKey },
-        fqdn: fqdnOf(peer.dnsLabel, this.#state.domain),
-        agentVersion: peer.meta.netbirdVersion.slice(0, AGENT_VERSION_MAX),
-      }),
+    return part(this.#partsOf(peer).remote, Number(withV6), () =>
+      field(FIELD.remotePeers, [
+        encodeMessage(RemotePeerConfigSchema, {
+          wgPubKey: peer.key,
+          // IPv4 first; one entry that cannot be parsed would cost a stock agent the whole map.
+          allowedIps: withV6 ? [`${peer.address}/32`, `${peer.address6}/128`] : [`${peer.address}/32`],
+          sshConfig: { sshPubKey: peer.sshPublicKey },
+          fqdn: fqdnOf(peer.dnsLabel, this.#state.domain),
+          agentVersion: peer.meta.netbirdVersion.slice(0, AGENT_VERSION_MAX),
+        }),
+      ]),
     );
   }
 
-  /** One rule per address family and port. */
-  #firewallRules({ rule, peer, direction }: RuleMatch, receiver: Peer): readonly Uint8Array[] {
+  /** One rule per direction, address family and port. */
+  #firewallRules({ rule, peer, directions }: RuleMatch, receiver: Peer): Uint8Array {
     const withPrefixes = hasCapability(receiver.meta, PeerCapability.PeerCapabilitySourcePrefixes);
-    const addresses = receiver.ipv6Usable && peer.ipv6Usable ? [peer.address, peer.address6] : [peer.address];
-    const ports = rule.ports.length > 0 ? rule.ports.map(String) : [""];
-    return addresses.flatMap((address) =>
-      ports.map((port) =>
-        this.#part(peer, `rule ${rule.id} ${direction} ${address} ${port} ${withPrefixes}`, () =>
-          encodeMessage(FirewallRuleSchema, {
-            PeerIP: address,
-            Direction: direction === "in" ? RuleDirection.IN : RuleDirection.OUT,
-            Action: rule.action === "drop" ? RuleAction.DROP : RuleAction.ACCEPT,
-            Protocol: PROTOCOL[rule.protocol],
-            Port: port,
-            // Without a port TCP and UDP carry an explicit range, 0-0 for every port.
-            ...(port === "" &&
-              (rule.protocol === "tcp" || rule.protocol === "udp") && {
-                PortInfo: { portSelection: { case: "range", value: { start: 0, end: 0 } } } as const,
-              }),
-            PolicyID: new TextEncoder().encode(rule.id),
-            sourcePrefixes: withPrefixes ? [encodeCompactPrefix(hostPrefix(address))] : [],
-          }),
+    const withV6 = receiver.ipv6Usable && peer.ipv6Usable;
+    const known = this.#partsOf(peer).rules;
+    const variants = known.get(rule) ?? [];
+    known.set(rule, variants);
+    const variant = directions * 4 + Number(withPrefixes) * 2 + Number(withV6);
+    return part(variants, variant, () =>
+      [DIRECTION_IN, DIRECTION_OUT]
+        .filter((direction) => (directions & direction) !== 0)
+        .flatMap((direction) =>
+          (withV6 ? [peer.address, peer.address6] : [peer.address]).flatMap((address) =>
+            (rule.ports.length > 0 ? rule.ports.map(String) : [""]).flatMap((port) =>
+              field(FIELD.mapFirewallRules, [
+                encodeMessage(FirewallRuleSchema, {
+                  PeerIP: address,
+                  Direction: direction === DIRECTION_IN ? RuleDirection.IN : RuleDirection.OUT,
+                  Action: rule.action === "drop" ? RuleAction.DROP : RuleAction.ACCEPT,
+                  Protocol: PROTOCOL[rule.protocol],
+                  Port: port,
+                  // Without a port TCP and UDP carry an explicit range, 0-0 for every port.
+                  ...(port === "" &&
+                    (rule.protocol === "tcp" || rule.protocol === "udp") && {
+                      PortInfo: { portSelection: { case: "range", value: { start: 0, end: 0 } } } as const,
+                    }),
+                  PolicyID: new TextEncoder().encode(rule.id),
+                  sourcePrefixes: withPrefixes ? [encodeCompactPrefix(hostPrefix(address))] : [],
+                }),
+              ]),
+            ),
+          ),
         ),
-      ),
     );
   }
 
-  #part(peer: Peer, name: string, make: () => Uint8Array): Uint8Array {
-    let parts = this.#parts.get(peer);
-    if (!parts) {
-      parts = new Map();
-      this.#parts.set(peer, parts);
-    }
-    const known = parts.get(name);
+  #partsOf(peer: Peer): PeerParts {
+    const known = this.#parts.get(peer);
     if (known) return known;
-    const made = make();
-    parts.set(name, made);
+    const made: PeerParts = { remote: [], records: [], rules: new Map() };
+    this.#parts.set(peer, made);
     return made;
   }
 }
@@ -217,14 +233,18 @@ function encodeMessage<Desc extends DescMessage>(schema: Desc, init: MessageInit
   return toBinary(schema, create(schema, init) as MessageShape<Desc>);
 }
 
-/** A repeated message field as tag, length and content for each part; encoded messages may be appended to each other. */
-function field(number: number, parts: readonly Uint8Array[]): Uint8Array[] {
-  return parts.flatMap((part) => [
-    new BinaryWriter().tag(number, WireType.LengthDelimited).uint32(part.length).finish() as Uint8Array,
-    part,
-  ]);
+/** A message field as tag, length and content; the content may come in pieces, for encoded messages may be appended. */
+function field(number: number, content: readonly Uint8Array[]): readonly Uint8Array[] {
+  let length = 0;
+  for (const piece of content) length += piece.length;
+  return [new BinaryWriter().tag(number, WireType.LengthDelimited).uint32(length).finish(), ...content];
 }
 
-function concat(...chunks: readonly (Uint8Array | readonly Uint8Array[])[]): Uint8Array {
-  return Buffer.concat(chunks.flat() as Uint8Array[]);
+/** The part of a variant, made the first time. */
+function part(variants: (Uint8Array | undefined)[], index: number, make: () => readonly Uint8Array[]): Uint8Array {
+  const known = variants[index];
+  if (known) return known;
+  const made = Buffer.concat(make());
+  variants[index] = made;
+  return made;
 }

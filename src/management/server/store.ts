@@ -287,7 +287,8 @@ async function createAccount(trx: StoreTransaction, now: number): Promise<string
     .execute();
   const group = randomUUID();
   const policy = randomUUID();
-  const rule = randomUUID();
+  // Short, because every firewall rule of every map carries it.
+  const rule = randomBytes(8).toString("hex");
   await trx.insertInto("groups").values({ id: group, account_id: id, name: ALL_GROUP }).execute();
   await trx.insertInto("policies").values({ id: policy, account_id: id, name: "Default", enabled: 1 }).execute();
   await trx
