@@ -1,8 +1,9 @@
-import { mkdirSync, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { writeFileAtomically } from "#base/atomic-file.ts";
 import { messageOf } from "#base/errors.ts";
 import { PrivateKey } from "#base/keys.ts";
+import { makeDirectory } from "#base/make-directory.ts";
 import { AgentError } from "./errors.ts";
 
 /** File in the state directory that holds the WireGuard private key as `wg genkey` writes it; mode 0600. */
@@ -15,7 +16,7 @@ export const IDENTITY_FILE = "private.key";
 export function loadIdentity(stateDir: string): PrivateKey {
   const path = join(stateDir, IDENTITY_FILE);
   try {
-    mkdirSync(stateDir, { recursive: true, mode: 0o700 });
+    makeDirectory(stateDir, 0o700);
     let text: string;
     try {
       text = readFileSync(path, "utf8");

@@ -7,12 +7,12 @@ import type { ManagementClient } from "#management/client/management-client.ts";
 import { RelayClient } from "#relay/client/relay-client.ts";
 import { SignalClient } from "#signal/client/signal-client.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
-import { createEmbeddedDevice } from "#wireguard/embedded-device.ts";
 import type { AgentSettings } from "./control.ts";
 import { assertSupportedDevice, Engine, interfaceAddresses } from "./engine/engine.ts";
 import { parseInfrastructure } from "./engine/infrastructure.ts";
 import { parseOwnConfig } from "./engine/network-map.ts";
 import { AgentError } from "./errors.ts";
+import { createDevice } from "./routing/device-linux.ts";
 import { TunnelInterface } from "./routing/interface-linux.ts";
 import { ServiceRecorder } from "./service-recorder.ts";
 import { readSystemMeta } from "./system-meta.ts";
@@ -76,7 +76,7 @@ export async function openSession(
 
   await using undo = new AsyncDisposableStack();
   const device = undo.use(
-    await createEmbeddedDevice(
+    await createDevice(
       { clock, log: log.with({ part: "device" }) },
       { interfaceName: settings.interfaceName, privateKey: key, listenPort: settings.wireguardPort, mtu: settings.mtu },
     ),
@@ -164,6 +164,7 @@ export async function openSession(
     async close() {
       stop.abort();
       await syncing;
+      await engine.connections.farewell();
       await owned.disposeAsync();
       await management.close();
     },

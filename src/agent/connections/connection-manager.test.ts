@@ -280,6 +280,18 @@ test("a peer that comes back right after every GO_IDLE is left alone for longer 
   assert.ok(awakeFor() <= THRESHOLD + 1000);
 });
 
+test("at the end awake peers are told to sleep, the others hear nothing", async () => {
+  const { device, sent, manager, keys } = setup(3);
+  device.packetTo(keys[1]!);
+  device.established(keys[1]!);
+  const before = sent.length;
+  await manager.farewell();
+  assert.deepEqual(
+    sent.slice(before).map(({ to, body }) => [to, body.type]),
+    [[keys[1], Body_Type.GO_IDLE]],
+  );
+});
+
 test("a peer that leaves the map is gone from device, timers and queues", () => {
   const { clock, device, manager, keys } = setup(2);
   device.packetTo(keys[0]!);

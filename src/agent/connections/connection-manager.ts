@@ -1,6 +1,7 @@
 import type { PublicKey } from "#base/keys.ts";
 import type { Clock, Millis } from "#base/time.ts";
 import { type Body, Body_Type } from "#gen/signal_pb.ts";
+import { createGoIdleBody } from "#signal/protocol/offer.ts";
 import type { DeviceEvents, WakeCause, WireGuardDevice } from "#wireguard/device.ts";
 import { AgentError } from "../errors.ts";
 import { PeerConnection, type PeerDeps, type PeerInfo } from "../peer/peer-connection.ts";
@@ -10,6 +11,8 @@ import { type WakePriority, WakeQueue } from "./wake-queue.ts";
 
 /** After our GO_IDLE a peer that is back within this time keeps the connection alive itself (signal document, W6). */
 const BOUNCE_WINDOW: Millis = 60_000;
+/** How long the end waits for its last messages. */
+const FAREWELL_PATIENCE: Millis = 500;
 const MAX_SLEEP_BACKOFF: Millis = 24 * 3_600_000;
 
 export interface ConnectionManagerDeps extends Omit<PeerDeps, "changed"> {
@@ -193,6 +196,20 @@ export class ConnectionManager {
 
   networkChanged(): void {
     for (const connection of [...this.#awake]) connection.post({ kind: "network-changed" });
+  }
+
+  /**
+   * Tells every awake peer that this agent goes away, so that it sleeps instead of searching. Resolves when the messages
+   * are out, after FAREWELL_PATIENCE at the latest; `close` comes next.
+   */
+  async farewell(): Promise<void> {
+    const { clock, signal } = this.#deps;
+    const sent = [...this.#awake].map((connection) => signal.send(connection.key, createGoIdleBody()).catch(() => {}));
+    if (sent.length === 0) return;
+    const { promise: patience, resolve } = Promise.withResolvers<void>();
+    const timer = clock.after(FAREWELL_PATIENCE, resolve);
+    await Promise.race([Promise.all(sent), patience]);
+    timer.cancel();
   }
 
   close(): void {

@@ -49,7 +49,7 @@ export async function startDaemon(deps: DaemonDeps, options: DaemonOptions): Pro
   const { clock, log } = deps;
   const { socketPath, stateDir } = options;
   await using undo = new AsyncDisposableStack();
-  makeStateDir(stateDir);
+  undo.use(makeStateDir(stateDir));
   undo.use(
     takeLock(
       join(stateDir, "daemon.lock"),

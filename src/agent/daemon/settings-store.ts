@@ -3,29 +3,44 @@ import {
   closeSync,
   constants,
   fsyncSync,
-  mkdirSync,
   openSync,
   readFileSync,
   renameSync,
+  rmdirSync,
   unlinkSync,
   writeFileSync,
 } from "node:fs";
 import { dirname, join } from "node:path";
 import { z } from "zod";
 import type { Logger } from "#base/log.ts";
+import { makeDirectory } from "#base/make-directory.ts";
 import { DaemonError } from "./daemon-error.ts";
 import { checkSettings, SETTING_NAMES, type SettingName, type SettingValues } from "./settings.ts";
 
-/** Makes the state directory (0700) where it is missing. Throws DaemonError `daemon-path`. */
-export function makeStateDir(path: string): void {
+/**
+ * Makes the state directory (0700) where it is missing. Disposing takes it away again if it was made here and is still empty.
+ * Throws DaemonError `daemon-path`.
+ */
+export function makeStateDir(path: string): Disposable {
   try {
-    mkdirSync(path, { recursive: true, mode: 0o700 });
+    const made = makeDirectory(path, 0o700);
     accessSync(path, constants.R_OK | constants.W_OK | constants.X_OK);
+    return { [Symbol.dispose]: () => made !== undefined && removeEmpty(path, made) };
   } catch (cause) {
     const { code, message } = cause as NodeJS.ErrnoException;
     const hint = code === "EACCES" || code === "EPERM" ? "; run it as root, or choose another --state-dir" : "";
     throw new DaemonError("daemon-path", `cannot use the state directory ${path}: ${message}${hint}`, { cause });
   }
+}
+
+/** Removes a directory and those above it up to `top`, as long as they are empty. */
+function removeEmpty(path: string, top: string): void {
+  try {
+    rmdirSync(path);
+  } catch {
+    return;
+  }
+  if (path !== top) removeEmpty(dirname(path), top);
 }
 
 /** File in the state directory. */

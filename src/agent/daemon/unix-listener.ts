@@ -1,6 +1,7 @@
-import { chmodSync, chownSync, mkdirSync, readFileSync, statSync, unlinkSync } from "node:fs";
+import { chmodSync, chownSync, readFileSync, statSync, unlinkSync } from "node:fs";
 import { createConnection, type Server } from "node:net";
 import { dirname } from "node:path";
+import { makeDirectory } from "#base/make-directory.ts";
 import { DaemonError } from "./daemon-error.ts";
 import { type StateLock, takeLock } from "./state-lock.ts";
 
@@ -21,7 +22,7 @@ export interface UnixListener extends AsyncDisposable {
 export async function listenOnUnix(server: Server, path: string, groupFile = "/etc/group"): Promise<UnixListener> {
   const taken = (): string => `a daemon already runs on ${path}; choose another --daemon-addr or stop it first`;
   try {
-    mkdirSync(dirname(path), { recursive: true, mode: 0o755 });
+    makeDirectory(dirname(path), 0o755);
   } catch (cause) {
     throw new DaemonError("daemon-path", `cannot make the directory of ${path}: ${(cause as Error).message}`, {
       cause,
