@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { readSource, repositoryFiles } from "./source-files.ts";
+import { readSource, repositoryFiles, withoutComments } from "./source-files.ts";
 
 /** Where each code of each PerchError class is named in the source. */
-function codesInSource(source: string): string[] {
+function codesInSource(text: string): string[] {
+  const source = withoutComments(text);
   const codes: string[] = [];
   for (const match of source.matchAll(/extends PerchError<([^{]+)>\s*\{/g)) {
     const argument = match[1]!.trim();
@@ -18,10 +19,9 @@ function codesInSource(source: string): string[] {
   return codes;
 }
 
-/** The string literals of a union, comments left out. */
+/** The string literals of a union. */
 function literals(union: string): string[] {
-  const text = union.replace(/\/\*[\s\S]*?\*\//g, "").replace(/\/\/.*$/gm, "");
-  return [...text.matchAll(/"([^"]+)"/g)].map((match) => match[1]!);
+  return [...union.matchAll(/"([^"]+)"/g)].map((match) => match[1]!);
 }
 
 /** The codes that docs/errors.md lists: the first cell of a table row, in backticks. */
@@ -47,7 +47,7 @@ test("unions are read in each form they are written in", () => {
   assert.deepEqual(codesInSource(`export class AError extends PerchError<"a" | "b-c"> {}`), ["a", "b-c"]);
   assert.deepEqual(
     codesInSource(
-      `export type BCode =\n  /** the "first" */\n  | "x"\n  // and "y"\n  | "z";\nclass B extends PerchError<BCode> {`,
+      `export type BCode =\n  /** the "first"; and more */\n  | "x"\n  // and "y"\n  | "z";\nclass B extends PerchError<BCode> {`,
     ),
     ["x", "z"],
   );

@@ -24,8 +24,19 @@ export interface Import {
   readonly line: number;
 }
 
+/**
+ * The source without comments, lines kept. A comment begins at a line's start or after white space, so that globs and URLs in
+ * strings are none.
+ */
+export function withoutComments(source: string): string {
+  return source
+    .replace(/(?<=^|\s)\/\*[\s\S]*?\*\//g, (comment) => comment.replace(/[^\n]/g, ""))
+    .replace(/(?<=^|\s)\/\/.*$/gm, "");
+}
+
 /** Static and dynamic imports and re-exports, also of types. Strings that only look like one do not occur in our code. */
-export function importsOf(source: string): Import[] {
+export function importsOf(text: string): Import[] {
+  const source = withoutComments(text);
   const found: Import[] = [];
   for (const match of source.matchAll(/(?:^|[\s;}])(?:from|import)\s*\(?\s*"([^"\n]+)"/g))
     found.push({ specifier: match[1]!, line: source.slice(0, match.index + match[0].length).split("\n").length });
