@@ -79,6 +79,17 @@ test("a name in use is refused", root, () => {
   }
 });
 
+test("a persistent TUN that nobody has open is somebody else's all the same", root, () => {
+  const name = `perch-p${process.pid % 1_000_000}`;
+  execFileSync("ip", ["tuntap", "add", name, "mode", "tun"]);
+  try {
+    assert.throws(() => openTun({ name }), { code: "interface-taken", message: new RegExp(name) });
+    assert.throws(() => openTun({ name, virtioHeader: true }), { code: "interface-taken" });
+  } finally {
+    execFileSync("ip", ["tuntap", "delete", name, "mode", "tun"]);
+  }
+});
+
 test("without the privilege the error says which one is missing", root, () => {
   const script = `
     process.setgid(65534); process.setuid(65534);

@@ -40,6 +40,8 @@ const IFF_UP = 1;
 const IFF_TUN = 0x0001;
 const IFF_NO_PI = 0x1000;
 const IFF_VNET_HDR = 0x4000;
+/** Refuses a name that exists, also as a persistent TUN that nobody has open: that one is somebody else's. */
+const IFF_TUN_EXCL = 0x8000;
 
 /** linux/if_tun.h: TUN_F_*. The USO bits exist since Linux 6.2. */
 const TUN_F_CSUM = 1;
@@ -80,11 +82,11 @@ export function openTun(options: TunOptions): Tun {
   const fd = openCloneDevice(c);
   try {
     let virtioHeader = wanted;
-    let request = interfaceRequest(options.name, IFF_TUN | IFF_NO_PI | (wanted ? IFF_VNET_HDR : 0));
+    let request = interfaceRequest(options.name, IFF_TUN | IFF_NO_PI | IFF_TUN_EXCL | (wanted ? IFF_VNET_HDR : 0));
     let result = c.ioctl(fd, TUNSETIFF, request);
     if (result < 0 && wanted && c.errno() === Errno.EINVAL) {
       virtioHeader = false;
-      request = interfaceRequest(options.name, IFF_TUN | IFF_NO_PI);
+      request = interfaceRequest(options.name, IFF_TUN | IFF_NO_PI | IFF_TUN_EXCL);
       result = c.ioctl(fd, TUNSETIFF, request);
     }
     if (result < 0) throw createError(options.name, c.errno());
@@ -164,10 +166,9 @@ function createError(name: string, errno: number): TunError {
     case Errno.EACCES:
       return new TunError("tun-not-permitted", `creating interface ${name} needs root or CAP_NET_ADMIN`);
     case Errno.EBUSY:
-      return new TunError("interface-taken", `interface ${name} is already in use`);
+      return new TunError("interface-taken", `an interface ${name} exists already`);
     case Errno.EINVAL:
-      // The kernel says EINVAL both for a name it does not like and for a name that is no TUN interface.
-      return new TunError("interface-taken", `${name} is no usable TUN name, or an interface of another kind has it`);
+      return new TunError("interface-name-invalid", `the kernel refuses ${name} as the name of an interface`);
     default:
       return new TunError("tun-failed", `cannot create interface ${name}: ${errnoName(errno)}`);
   }
