@@ -245,6 +245,9 @@ export class PeerConnection {
       case "use-path":
         this.#rememberDirect();
         return device.setPath(this.key, effect.path);
+      case "forget-direct":
+        this.#knownDirect = undefined;
+        return;
       case "initiate":
         device.initiate(this.key, effect.paths);
         return;

@@ -149,7 +149,7 @@ test("direct takes over from the relay, and the relay takes back when direct is 
   assert.deepEqual(choosePath(machine.state), { kind: "udp", endpoint });
   machine.post({ kind: "ice-lost", ice: 1, reason: "no answer for 6 s", failed: false });
   assert.deepEqual(choosePath(machine.state), { kind: "relay" });
-  assert.deepEqual(machine.kinds(), ["open-ice", "use-path", "initiate"]);
+  assert.deepEqual(machine.kinds(), ["forget-direct", "open-ice", "use-path", "initiate"]);
   assert.notEqual(machine.awake.proven, undefined);
   // The new life is offered at once.
   assert.equal(nextDeadline(machine.state), machine.now);
@@ -210,4 +210,62 @@ test("a relay-only pair does no ICE and never offers again once the relay carrie
     .post({ kind: "answer", remote: remote({ credentials: undefined, sessionId: undefined } as never) });
   machine.post(overRelay);
   assert.equal(nextDeadline(machine.state), undefined);
+});
+
+test("an initiation under way is not thrown away for a path that turns up", () => {
+  const machine = new Machine().post(wake).post({ kind: "answer", remote: remote() });
+  machine.now += 80;
+  machine.post({ kind: "ice-selected", ice: 1, direct });
+  assert.deepEqual(machine.kinds(), ["use-path"]);
+  const late = new Machine();
+  late.context = { relayUp: false };
+  // No way for a handshake until ICE finds one: then it leaves at once.
+  late.post(wake).post({ kind: "answer", remote: remote() });
+  late.now += 80;
+  late.post({ kind: "ice-selected", ice: 1, direct });
+  assert.deepEqual(late.kinds(), ["use-path", "initiate"]);
+});
+
+test("repetitions of the handshake leave a known endpoint alone while there is a relay", () => {
+  const machine = new Machine();
+  machine.context = { knownDirect: endpoint };
+  machine.post(wake).tick();
+  const paths = () => machine.effects.find((effect) => effect.kind === "initiate")?.paths;
+  assert.deepEqual(paths(), [{ kind: "relay" }]);
+  machine.context = { knownDirect: endpoint, relayUp: false };
+  machine.post({ kind: "relay", up: false });
+  while (!paths()) machine.tick();
+  assert.deepEqual(paths(), [{ kind: "udp", endpoint }]);
+});
+
+test("repetitions come one round trip and 100 ms after the first, two and 300 ms, three and 700 ms", () => {
+  const machine = new Machine();
+  machine.context = { relayRtt: 40 };
+  machine.post(wake);
+  const start = machine.now;
+  const at: number[] = [];
+  while (at.length < 3) if (machine.tick().kinds().includes("initiate")) at.push(machine.now - start);
+  assert.deepEqual(at, [180, 460, 940]);
+});
+
+test("a packet that came directly does not move the path while a relay carries", () => {
+  const machine = new Machine().post(wake).post(overRelay);
+  machine.post({ kind: "path-hint", source: { kind: "udp", endpoint } });
+  assert.deepEqual(choosePath(machine.state), { kind: "relay" });
+  machine.context = { relayUp: false };
+  machine.post({ kind: "relay", up: false }).post({ kind: "path-hint", source: { kind: "udp", endpoint } });
+  assert.deepEqual(choosePath(machine.state), { kind: "udp", endpoint });
+});
+
+test("another network moves data to the relay at once and starts ICE anew", () => {
+  const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+  machine.post({ kind: "ice-selected", ice: 1, direct }).post({ kind: "network-changed" });
+  assert.deepEqual(choosePath(machine.state), { kind: "relay" });
+  assert.deepEqual(machine.kinds(), ["open-ice", "send-offer", "use-path", "initiate"]);
+  // Without a relay the old path may still be better than none.
+  const alone = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+  alone.post({ kind: "ice-selected", ice: 1, direct });
+  alone.context = { relayUp: false };
+  alone.post({ kind: "relay", up: false }).post({ kind: "network-changed" });
+  assert.deepEqual(choosePath(alone.state), { kind: "udp", endpoint });
 });

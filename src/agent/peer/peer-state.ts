@@ -47,6 +47,8 @@ export interface AwakeState {
   /** When a handshake last proved the peer; undefined = Connecting. */
   readonly proven: Millis | undefined;
   readonly initiations: number;
+  /** When the last initiation left; undefined when there was no way for it yet. */
+  readonly initiatedAt: Millis | undefined;
   readonly offers: number;
   readonly deadlines: Deadlines;
 }
@@ -112,6 +114,8 @@ export type PeerEffect =
   | { readonly kind: "device-awake" }
   | { readonly kind: "device-asleep" }
   | { readonly kind: "use-path"; readonly path: DevicePath }
+  /** The direct way that worked so far is dead: no wake begins with it any more. */
+  | { readonly kind: "forget-direct" }
   | { readonly kind: "initiate"; readonly paths: readonly DevicePath[] }
   | { readonly kind: "send-offer" }
   | { readonly kind: "send-answer" }
@@ -130,9 +134,16 @@ export interface Step {
   readonly effects: readonly PeerEffect[];
 }
 
-/** Pace of handshake initiations while there is no session: never WireGuard's 5 s. */
-const FIRST_INITIATION_RETRY: Millis = 250;
+/**
+ * Pace of handshake initiations while there is no session, never WireGuard's 5 s: an answer is waited for one round trip
+ * through the relay and this much longer, twice as much after each.
+ */
+const INITIATION_GRACE: Millis = 100;
+/** Round trip through the relay while it is not measured. */
+const ASSUMED_ROUND_TRIP: Millis = 150;
 const MAX_INITIATION_RETRY: Millis = 4000;
+/** While an initiation is younger than this its answer may come: the device repeats it over a way that turns up. */
+const INITIATION_IN_FLIGHT: Millis = 1000;
 /** As the woken side we leave the first initiation to the other for this long (signal document, W4). */
 const RESPONDER_PATIENCE: Millis = 1000;
 /** First repetition of an OFFER nobody answered; doubles up to the ceiling. */
@@ -174,7 +185,8 @@ export function step(state: PeerConnectionState, event: PeerEvent, context: Peer
     case "established":
       return prove(state, event.source, context);
     case "path-hint":
-      return followHint(state, event.source, context);
+      // It came, but whether ours would get there nobody knows: the relay is better, if there is one.
+      return state.relay ? unchanged(state) : learnDirect(state, event.source, context);
     case "path-error":
       return pathError(state, event.endpoint, event.code, context);
     case "network-changed":
@@ -248,6 +260,7 @@ function wake(idle: IdleState, cause: string, initiator: boolean, context: PeerC
     relay: context.relayUp,
     proven: undefined,
     initiations: 0,
+    initiatedAt: undefined,
     offers: 0,
     deadlines: { initiate: context.now + RESPONDER_PATIENCE, offer: context.now + offerAfter },
   };
@@ -275,12 +288,13 @@ function sleep(state: AwakeState, reason: string, tell: boolean): Step {
 /** Sends a handshake initiation over every way there is and sets the time of the next. */
 function initiate(state: AwakeState, context: PeerContext): Step {
   const paths = initiationPaths(state, context);
-  const first = Math.max(FIRST_INITIATION_RETRY, 2 * (context.relayRtt ?? 0) + 100);
-  const delay = Math.min(MAX_INITIATION_RETRY, first * 1.6 ** state.initiations);
+  const roundTrip = context.relayRtt === undefined ? ASSUMED_ROUND_TRIP : 2 * context.relayRtt;
+  const delay = Math.min(MAX_INITIATION_RETRY, roundTrip + INITIATION_GRACE * 2 ** state.initiations);
   return {
     state: {
       ...state,
       initiations: state.initiations + 1,
+      initiatedAt: paths.length === 0 ? state.initiatedAt : context.now,
       deadlines: { ...state.deadlines, initiate: context.now + delay },
     },
     effects: paths.length === 0 ? [] : [{ kind: "initiate", paths }],
@@ -290,7 +304,10 @@ function initiate(state: AwakeState, context: PeerContext): Step {
 function initiationPaths(state: AwakeState, context: PeerContext): DevicePath[] {
   const paths: DevicePath[] = [];
   if (state.direct) paths.push({ kind: "udp", endpoint: state.direct.endpoint });
-  else if (context.knownDirect) paths.push({ kind: "udp", endpoint: context.knownDirect });
+  // A known endpoint gets the first one only: where just the way there works, the answer is lost, and the same message over
+  // the relay, coming later, is refused as a replay. So would be every repetition.
+  else if (context.knownDirect && (state.initiations === 0 || !state.relay))
+    paths.push({ kind: "udp", endpoint: context.knownDirect });
   if (state.relay && !(state.direct && state.proven !== undefined)) paths.push({ kind: "relay" });
   return paths;
 }
@@ -351,7 +368,11 @@ function useDirect(state: AwakeState, direct: DirectPath, context: PeerContext):
       { kind: "use-path", path: choosePath(next) },
     ],
   };
-  return next.proven === undefined && next.initiator ? chain(used, (awake) => initiate(awake, context)) : used;
+  // A new initiation would throw away the answer to the one under way, which the device repeats over the new path.
+  const inFlight = next.initiatedAt !== undefined && context.now - next.initiatedAt < INITIATION_IN_FLIGHT;
+  return next.proven === undefined && next.initiator && !inFlight
+    ? chain(used, (awake) => initiate(awake, context))
+    : used;
 }
 
 function loseIce(state: AwakeState, reason: string, failed: boolean, context: PeerContext): Step {
@@ -372,6 +393,7 @@ function loseIce(state: AwakeState, reason: string, failed: boolean, context: Pe
     },
     effects: [
       { kind: "note", event: "direct-lost", detail: reason },
+      { kind: "forget-direct" },
       { kind: "open-ice", ice },
     ],
   };
@@ -435,11 +457,11 @@ function prove(state: AwakeState, source: PacketSource, context: PeerContext): S
     state: proven,
     effects: first ? [{ kind: "note", event: "connected", detail: `handshake by ${via}` }] : [],
   };
-  return chain(noted, (awake) => followHint(awake, source, context));
+  return chain(noted, (awake) => learnDirect(awake, source, context));
 }
 
-/** An authenticated packet over a direct way before ICE chose one: use it, ICE may find a better one. */
-function followHint(state: AwakeState, source: PacketSource, context: PeerContext): Step {
+/** Authenticated packets over a direct way before ICE chose one: use it, ICE may find a better one. */
+function learnDirect(state: AwakeState, source: PacketSource, context: PeerContext): Step {
   if (source.kind === "relay" || !context.iceAllowed) return unchanged(state);
   if (state.direct?.kind === "ice") return unchanged(state);
   if (
@@ -475,7 +497,8 @@ function pathError(state: AwakeState, endpoint: Endpoint, code: string, context:
     return unchanged(state);
   const noted: PeerEffect = { kind: "note", event: "direct-lost", detail: `sending failed: ${code}` };
   if (state.direct.kind === "ice") return { state, effects: [noted, { kind: "suspect-ice" }] };
-  return chain({ state: { ...state, direct: undefined }, effects: [noted] }, (awake) => afterPathLoss(awake, context));
+  const effects: PeerEffect[] = [noted, { kind: "forget-direct" }];
+  return chain({ state: { ...state, direct: undefined }, effects }, (awake) => afterPathLoss(awake, context));
 }
 
 function restartIce(state: AwakeState, reason: string, context: PeerContext): Step {
@@ -488,7 +511,10 @@ function restartIce(state: AwakeState, reason: string, context: PeerContext): St
       { kind: "open-ice", ice },
     ],
   };
-  return chain(restarted, (awake) => offer(awake, context));
+  const offered = chain(restarted, (awake) => offer(awake, context));
+  // Nobody watches the direct path of the old life, and it probably went with the old network.
+  if (!state.relay || state.direct === undefined) return offered;
+  return chain(offered, (awake) => afterPathLoss({ ...awake, direct: undefined }, context));
 }
 
 function tick(state: AwakeState, context: PeerContext): Step {

@@ -26,12 +26,11 @@ export class RelayPaths {
   }
 
   useServer(peer: PublicKey, relay: RelayAddress | undefined): void {
-    if (relay === undefined || relay.instanceUrl === this.#client.home.instanceUrl) {
-      this.#foreign.delete(peer);
-      return;
-    }
+    const server = relay?.instanceUrl;
+    if (server !== this.#foreign.get(peer)) this.forget(peer);
+    if (relay === undefined || server === this.#client.home.instanceUrl) return;
     this.#foreign.set(peer, relay.instanceUrl);
-    this.#client.ensureServer(relay.instanceUrl, relay.address);
+    this.#client.ensureServer(relay.instanceUrl, relay.address, peer);
   }
 
   isUp(peer: PublicKey): boolean {
@@ -48,7 +47,11 @@ export class RelayPaths {
     return this.#client.send(peer, datagram, this.#foreign.get(peer));
   }
 
+  /** The peer needs no relay of its own any more. */
   forget(peer: PublicKey): void {
+    const server = this.#foreign.get(peer);
+    if (server === undefined) return;
     this.#foreign.delete(peer);
+    this.#client.releaseServer(server, peer);
   }
 }
