@@ -1,0 +1,103 @@
+import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
+import { test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { ping, root, tcpArrivesWhole } from "./data-plane/checks.ts";
+import { Pair } from "./data-plane/pair.ts";
+
+test("nothing wakes the worker while nothing happens", root, async () => {
+  await using pair = await Pair.start();
+  const { a, b } = pair;
+  await b.event("confirmed");
+  for (const end of [a, b])
+    await end.exec("sysctl", "-qw", `net.ipv6.conf.${end.started.name}.router_solicitations=0`).catch(() => undefined);
+  await sleep(300);
+  const before = (await a.counters())["wake-ups"]!;
+  await sleep(1000);
+  // A router solicitation of the kernel may fall into the second; a timer of ours would show ten times or more.
+  assert.ok((await a.counters())["wake-ups"]! - before <= 1);
+});
+
+for (const [how, expected] of [
+  ["exit", { code: 7, signal: null }],
+  ["throw", { code: 1, signal: null }],
+  ["SIGTERM", { code: null, signal: "SIGTERM" }],
+  ["SIGKILL", { code: null, signal: "SIGKILL" }],
+  ["close", { code: 0, signal: null }],
+] as const) {
+  test(`the process ends promptly, and its interface with it, by ${how}`, root, async () => {
+    await using pair = await Pair.start();
+    const { a } = pair;
+    const begun = performance.now();
+    if (how === "SIGTERM" || how === "SIGKILL") a.process.kill(how);
+    else if (how === "close") {
+      await a.call("close");
+      a.process.stdin!.end();
+    } else void a.call(how).catch(() => undefined);
+    const ended = await Promise.race([a.ended(), sleep(5000, "hangs" as const, { ref: false })]);
+    assert.deepEqual(ended, expected);
+    assert.ok(performance.now() - begun < 5000);
+    assert.doesNotMatch(await pair.b.exec("ip", "-n", a.namespace, "link"), /tun0/);
+  });
+}
+
+test("a deleted interface is reported and the worker does not spin", root, async () => {
+  await using pair = await Pair.start();
+  const { a } = pair;
+  await a.exec("ip", "link", "del", "tun0");
+  const gone = (await a.event("gone")) as { reason: string };
+  assert.match(gone.reason, /interface was deleted/);
+  await a.call("close");
+});
+
+test("an interface that is down and up again carries on", root, async () => {
+  await using pair = await Pair.start();
+  const { a } = pair;
+  await a.exec("ip", "link", "set", "tun0", "down");
+  await sleep(50);
+  await a.exec("ip", "link", "set", "tun0", "up");
+  await ping(pair.a, "10.77.0.2");
+});
+
+test("an unreachable path is reported with the error's name", root, async () => {
+  await using pair = await Pair.start();
+  const { a } = pair;
+  await a.call("setPath", 0, { kind: "udp", endpoint: { address: "203.0.113.9", port: 9 } });
+  await a.exec("ping", "-c", "1", "-W", "0.1", "10.77.0.2").catch(() => undefined);
+  const error = (await a.event("pathError")) as Record<string, unknown>;
+  assert.deepEqual(error, { slot: 0, endpoint: { address: "203.0.113.9", port: 9 }, code: "ENETUNREACH" });
+});
+
+test("a path with a small MTU gets single datagrams, and everything arrives", root, async () => {
+  await using pair = await Pair.start();
+  const { a, b } = pair;
+  for (const end of [a, b]) await end.exec("ip", "link", "set", "v0", "mtu", "1300");
+  await tcpArrivesWhole(a, b, "10.77.0.2", 5 << 20);
+  assert.ok((await a.counters())["gso-refused"]! >= 1);
+});
+
+test("any datagram, whole or cut, real or noise, is counted and the tunnel goes on", root, async () => {
+  await using pair = await Pair.start();
+  const { a, b } = pair;
+  const send = (datagram: Uint8Array): Promise<unknown> => a.call("sendDatagram", datagram, pair.endpoint(b));
+  const before = (await b.counters())["rx-datagrams"]!;
+  let sent = 0;
+  for (const length of [0, 1, 3, 4, 15, 16, 31, 32, 33, 63, 64, 91, 92, 93, 147, 148, 149, 1452, 9000, 65_000]) {
+    for (const type of [0, 1, 2, 3, 4, 5, 0x40, 0xff]) {
+      const datagram = new Uint8Array(randomBytes(length));
+      if (length > 0) datagram[0] = type;
+      // The rest of a header that looks right, with the index of the session in use.
+      if (length >= 8 && type <= 4) datagram.set([0, 0, 0, 0xe9, 3, 0, 0], 1);
+      if (length >= 16) datagram.fill(0, 12, 16);
+      await send(datagram);
+      // An empty datagram is nothing to the receiver.
+      if (length > 0) sent++;
+    }
+  }
+  await ping(a, "10.77.0.2");
+  const counters = await b.counters();
+  assert.ok(counters["rx-datagrams"]! - before >= sent, `${counters["rx-datagrams"]! - before} of ${sent}`);
+  assert.ok(counters["drop-authentication"]! > 0);
+  assert.ok(counters["drop-unknown-type"]! > 0);
+  assert.ok(counters["drop-malformed"]! > 0);
+});
