@@ -298,6 +298,22 @@ describe("a woken peer", () => {
     assert.equal(device.initiate(PrivateKey.generate().publicKey, [DIRECT]), false);
   });
 
+  it("has an initiation that comes too soon after the last one sent as soon as the peer will take it", () => {
+    const { clock, plane, device, peer, set, arrive, remoteAnswer, events } = setUp();
+    set("awake");
+    device.initiate(peer, [RELAY]);
+    clock.advance(4);
+    arrive(remoteAnswer(relayed(events)[0]!), { kind: "relay", slot: 0 });
+    assert.equal(device.initiate(peer, [DIRECT]), true);
+    assert.equal(plane.sent.length, 0);
+    clock.advance(21);
+    assert.equal(plane.sent.length, 1, "over the paths that were asked for");
+    assert.equal(relayed(events).length, 1);
+    assert.equal(remoteAnswer(plane.sent[0]!.datagram).length, 92);
+    clock.advance(60_000);
+    assert.ok(plane.sent.length === 1 && relayed(events).length > 2, "repetitions take the path in use");
+  });
+
   it("sends data where its handshake worked until a path is chosen, and says so", () => {
     const { clock, plane, device, peer, set, arrive, remoteAnswer, events, takeEvents } = setUp();
     set("awake");
@@ -469,11 +485,12 @@ describe("the device", () => {
   });
 
   it("asks for cookies while the worker's queue of handshakes is filling", () => {
-    const { plane, set, arrive, remoteInitiation, takeEvents } = setUp();
+    const { clock, plane, set, arrive, remoteInitiation, takeEvents } = setUp();
     set("asleep");
     plane.handshakeLoad = 0.2;
     arrive(remoteInitiation(), { kind: "udp", endpoint: ELSEWHERE.endpoint });
     assert.equal(plane.sent[0]!.datagram.length, 64);
+    clock.advance(30);
     arrive(remoteInitiation(), { kind: "relay", slot: 0 });
     assert.deepEqual(takeEvents(), ["relay-out"], "over the relay too, to whom it named");
   });

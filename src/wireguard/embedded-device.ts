@@ -208,10 +208,11 @@ export class EmbeddedDevice implements WireGuardDevice {
     row.path = NO_PATH;
     row.adopted = undefined;
     row.initiatePaths = NO_PATHS;
+    row.delayedPaths = undefined;
     const { heard } = row;
     row.heard = undefined;
     if (mode === "asleep") {
-      this.#handshakes.cancel(row.slot);
+      this.#handshakes.rest(row.slot);
       this.#armTimer();
     }
     this.#plane.setAsleep(row.slot, mode === "asleep");
@@ -314,6 +315,7 @@ export class EmbeddedDevice implements WireGuardDevice {
       const row = this.#peers.at(slot);
       if (!row) return;
       this.#handshakes.noteConfirmed(slot);
+      this.#armTimer();
       this.#adopt(row, packetSource(source));
       this.#establish(row, { role: "responder", source: packetSource(source) });
     });
@@ -381,12 +383,17 @@ export class EmbeddedDevice implements WireGuardDevice {
     }
     switch (action.kind) {
       case "send-initiation": {
-        const paths = context.paths ?? this.#pathsOf(row);
+        const paths = context.paths ?? row.delayedPaths ?? this.#pathsOf(row);
+        row.delayedPaths = undefined;
         row.sentOver = action.repeated ? [...row.sentOver, ...paths] : paths;
         for (const path of paths) this.#send(row, path, action.message, undefined);
         if (paths.length > 0) this.#plane.noteAuthenticated(row.slot, "sent", action.message.length * paths.length);
         return;
       }
+      case "initiation-delayed":
+        if (context.paths) row.delayedPaths = [...(row.delayedPaths ?? NO_PATHS), ...context.paths];
+        row.sentOver = row.delayedPaths ?? NO_PATHS;
+        return;
       case "initiation-accepted":
         this.#plane.noteAuthenticated(row.slot, "received", INITIATION_BYTES);
         this.#wake(row, { kind: "handshake", source: packetSource(action.source) });

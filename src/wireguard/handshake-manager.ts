@@ -42,6 +42,8 @@ export type HandshakeAction =
       readonly message: Uint8Array;
       readonly repeated: boolean;
     }
+  /** The initiation comes in some milliseconds by `tick`: a responder would drop it so soon after the last one. */
+  | { readonly kind: "initiation-delayed"; readonly slot: number }
   /** Send where the refused or accepted message came from. A cookie reply has no slot: nobody was authenticated. */
   | {
       readonly kind: "send-reply";
@@ -112,6 +114,8 @@ export interface HandshakeManagerDeps {
  * new message would have thrown away the state that the answer to the first one needs.
  */
 const RESEND_WITHIN: Millis = 50;
+/** Least time between two different initiations to one peer: what a responder insists on, and some for the way. */
+const INITIATION_GAP: Millis = HANDSHAKE_INITIATION_INTERVAL + 5;
 /** How often contacts are looked through for ones that are over. Only while there are any. */
 const SWEEP_INTERVAL: Millis = 60_000;
 const SWEEP_ID = -1;
@@ -122,8 +126,6 @@ interface InFlight {
   /** When this run of attempts began. */
   readonly startedAt: Millis;
   readonly resent: boolean;
-  /** False once a session came about the other way: an answer is still welcome, but nobody waits for it. */
-  readonly retry: boolean;
 }
 
 /** What is kept of a peer that handshakes were exchanged with, until 9 minutes after the last one. */
@@ -131,6 +133,9 @@ interface Contact {
   readonly remote: RemoteIdentity;
   readonly cookies: CookieJar;
   inFlight: InFlight | undefined;
+  /** An initiation waits for the gap to the one before; the time its run of attempts began. */
+  delayedFrom: Millis | undefined;
+  lastInitiationAt: Millis;
   /** Last initiation or response sent, for the 5 s rule. */
   lastSentAt: Millis;
   lastAcceptedAt: Millis;
@@ -202,10 +207,18 @@ export class HandshakeManager {
     this.#bySlot.delete(slot);
   }
 
-  /** Stops repeating our initiation and forgets it, as when the peer goes to sleep. Never an error. */
+  /** Stops repeating our initiation and forgets it. Never an error. */
   cancel(slot: number): void {
     const contact = this.#bySlot.get(slot)?.contact;
     if (contact) this.#dropInFlight(slot, contact);
+  }
+
+  /** The peer goes to sleep: as `cancel`, and the 5 s rule does not hold up the handshake that its next wake begins with. */
+  rest(slot: number): void {
+    const contact = this.#bySlot.get(slot)?.contact;
+    if (!contact) return;
+    this.#dropInFlight(slot, contact);
+    contact.lastSentAt = Number.NEGATIVE_INFINITY;
   }
 
   /** Peers that cost more than a map entry, for tests and `status`. */
@@ -229,33 +242,40 @@ export class HandshakeManager {
     const peer = this.#bySlot.get(slot);
     if (!peer) return [];
     const { contact } = peer;
-    if (contact && (contact.inFlight?.retry || now - contact.lastSentAt < this.#timing.rekeyTimeout)) return [];
+    if (contact && (isOpen(contact) || now - contact.lastSentAt < this.#timing.rekeyTimeout)) return [];
     return this.#initiate(peer, now, now);
   }
 
   /**
    * Somebody who knows better wants an initiation now, whatever was sent before. One that is younger than `reuseWithin`
    * is repeated byte for byte (for a path that it did not go over yet), an older one is replaced and cannot be answered
-   * any more. Empty when the slot is free or the peer's key degenerate.
+   * any more. A new one leaves 25 ms after the one before, at the earliest. Empty when the slot is free or the peer's key degenerate.
    */
   initiate(slot: number, now: Millis, reuseWithin: Millis = RESEND_WITHIN): HandshakeAction[] {
     const peer = this.#bySlot.get(slot);
     if (!peer) return [];
     const inFlight = peer.contact?.inFlight;
     if (!inFlight || now - inFlight.sentAt >= reuseWithin) return this.#initiate(peer, now, now);
-    peer.contact!.inFlight = { ...inFlight, resent: true, retry: true };
+    peer.contact!.inFlight = { ...inFlight, resent: true };
     return [{ kind: "send-initiation", slot, message: inFlight.sent.message.slice(), repeated: true }];
   }
 
   /** Whether an initiation of ours waits for its answer. */
   isInFlight(slot: number): boolean {
-    return this.#bySlot.get(slot)?.contact?.inFlight?.retry ?? false;
+    const contact = this.#bySlot.get(slot)?.contact;
+    return contact !== undefined && isOpen(contact);
   }
 
   #initiate(peer: Peer, now: Millis, startedAt: Millis): HandshakeAction[] {
     const contact = this.#contact(peer, now);
     if (!contact) return [];
     this.#dropInFlight(peer.slot, contact);
+    const sendAt = contact.lastInitiationAt + INITIATION_GAP;
+    if (now < sendAt) {
+      contact.delayedFrom = startedAt;
+      this.#deadlines.set(peer.slot, sendAt);
+      return [{ kind: "initiation-delayed", slot: peer.slot }];
+    }
     const localIndex = this.#indices.allocate(peer.slot);
     const sent = createInitiation(this.local, contact.remote, {
       ephemeral: this.#ephemeral(),
@@ -267,7 +287,8 @@ export class HandshakeManager {
       return [];
     }
     contact.cookies.stamp(sent.message, now);
-    contact.inFlight = { sent, sentAt: now, startedAt, resent: false, retry: true };
+    contact.inFlight = { sent, sentAt: now, startedAt, resent: false };
+    contact.lastInitiationAt = now;
     contact.lastSentAt = now;
     contact.lastActiveAt = now;
     const repeatAt = now + this.#timing.rekeyTimeout + this.#random() * this.#timing.jitter;
@@ -292,15 +313,15 @@ export class HandshakeManager {
         continue;
       }
       const peer = this.#bySlot.get(id);
-      const inFlight = peer?.contact?.inFlight;
-      if (!peer?.contact || !inFlight) continue;
-      if (!inFlight.retry) {
-        this.#dropInFlight(id, peer.contact);
-      } else if (now - inFlight.startedAt >= this.#timing.rekeyAttemptTime) {
+      if (!peer?.contact) continue;
+      const { inFlight, delayedFrom } = peer.contact;
+      if (delayedFrom !== undefined) {
+        actions.push(...this.#initiate(peer, now, delayedFrom));
+      } else if (inFlight && now - inFlight.startedAt >= this.#timing.rekeyAttemptTime) {
         this.#dropInFlight(id, peer.contact);
         this.#count("handshake-given-up");
         actions.push({ kind: "gave-up", slot: id });
-      } else {
+      } else if (inFlight) {
         actions.push(...this.#initiate(peer, now, inFlight.startedAt));
       }
     }
@@ -310,17 +331,19 @@ export class HandshakeManager {
   #sweep(now: Millis): void {
     for (const peer of this.#inContact) {
       const contact = peer.contact!;
-      if (!contact.inFlight && now - contact.lastActiveAt >= ZERO_KEYS_TIME) this.#endContact(peer);
+      if (!isOpen(contact) && now - contact.lastActiveAt >= ZERO_KEYS_TIME) this.#endContact(peer);
     }
     if (this.#inContact.size > 0) this.#deadlines.set(SWEEP_ID, now + SWEEP_INTERVAL);
   }
 
   // Facts from the data path
 
-  /** The first packet came on a responder's session: our own initiation, if there is one, is not repeated any more. */
+  /**
+   * The first packet came on a responder's session. An initiation of ours that is still unanswered is dropped: its answer
+   * would give a second session, and the two sides would go on with different ones.
+   */
   noteConfirmed(slot: number): void {
-    const contact = this.#bySlot.get(slot)?.contact;
-    if (contact?.inFlight) contact.inFlight = { ...contact.inFlight, retry: false };
+    this.cancel(slot);
     this.#count("handshake-completed");
   }
 
@@ -458,6 +481,8 @@ export class HandshakeManager {
       remote,
       cookies: new CookieJar(),
       inFlight: undefined,
+      delayedFrom: undefined,
+      lastInitiationAt: Number.NEGATIVE_INFINITY,
       lastSentAt: Number.NEGATIVE_INFINITY,
       lastAcceptedAt: Number.NEGATIVE_INFINITY,
       lastActiveAt: now,
@@ -480,6 +505,8 @@ export class HandshakeManager {
 
   #dropInFlight(slot: number, contact: Contact): void {
     const { inFlight } = contact;
+    if (contact.delayedFrom !== undefined) this.#deadlines.cancel(slot);
+    contact.delayedFrom = undefined;
     if (!inFlight) return;
     inFlight.sent.transcript.wipe();
     this.#indices.free(inFlight.sent.localIndex);
@@ -495,6 +522,10 @@ export class HandshakeManager {
   #count(name: HandshakeCounter): void {
     this.#counters.set(name, this.#counters.get(name)! + 1);
   }
+}
+
+function isOpen(contact: Contact): boolean {
+  return contact.inFlight !== undefined || contact.delayedFrom !== undefined;
 }
 
 /** What a cookie is bound to: address and port, or the relay and the peer that it named. */

@@ -24,6 +24,8 @@ export interface PeerRow {
   heard: PacketSource | undefined;
   /** Paths of the last `initiate`, for repetitions while there is no other. */
   initiatePaths: readonly DevicePath[];
+  /** Where an initiation goes that could not be sent at once. */
+  delayedPaths: readonly DevicePath[] | undefined;
   /** What the unanswered initiation went over so far. */
   sentOver: readonly DevicePath[];
   /** A wake was reported in this sleep. */
@@ -88,6 +90,7 @@ export class PeerTable {
       adopted: undefined,
       heard: undefined,
       initiatePaths: NO_PATHS,
+      delayedPaths: undefined,
       sentOver: NO_PATHS,
       woken: false,
       lastHandshake: 0,

@@ -201,7 +201,7 @@ export class WireGuardGo {
 
 type EventRecord = { readonly name: keyof DeviceEvents; readonly payload: Record<string, unknown> };
 
-/** Our device in `here`. */
+/** Our device, in `here` unless told otherwise. */
 export class OurDevice {
   readonly name: string;
   readonly privateKey = PrivateKey.generate();
@@ -213,10 +213,10 @@ export class OurDevice {
   readonly #listeners = new Set<(event: EventRecord) => void>();
   #nextId = 0;
 
-  private constructor(lab: Lab, name: string) {
+  private constructor(lab: Lab, namespace: string, name: string) {
     this.name = name;
     this.#child = lab.spawn(
-      lab.here,
+      namespace,
       process.execPath,
       [fileURLToPath(new URL("./wireguard-device.ts", import.meta.url))],
       "ipc",
@@ -247,8 +247,9 @@ export class OurDevice {
     lab: Lab,
     addresses: readonly string[],
     setup: Partial<Omit<DeviceSetup, "privateKey" | "interfaceName">> = {},
+    namespace: string = lab.here,
   ): Promise<OurDevice> {
-    const device = new OurDevice(lab, lab.interfaceName());
+    const device = new OurDevice(lab, namespace, lab.interfaceName());
     const value = await device.request({
       op: "start",
       setup: {
@@ -264,8 +265,8 @@ export class OurDevice {
       features: readonly string[];
     });
     for (const address of addresses)
-      await lab.ip(lab.here, "addr", "add", address, "dev", device.name, ...(address.includes(":") ? ["nodad"] : []));
-    await lab.ip(lab.here, "link", "set", device.name, "up");
+      await lab.ip(namespace, "addr", "add", address, "dev", device.name, ...(address.includes(":") ? ["nodad"] : []));
+    await lab.ip(namespace, "link", "set", device.name, "up");
     return device;
   }
 
