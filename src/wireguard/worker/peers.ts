@@ -35,6 +35,7 @@ export class Peer {
   stagedFirst = -1;
   stagedLast = -1;
   stagedBytes = 0;
+  stagedBlocks = 0;
   stagedPackets = 0;
   stagedAt = 0;
 

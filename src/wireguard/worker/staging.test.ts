@@ -3,7 +3,7 @@ import { test } from "node:test";
 import fc from "fast-check";
 import { Arena } from "./arena.ts";
 import { Peer } from "./peers.ts";
-import { STAGED_DEVICE_MAX_BYTES, STAGED_PEER_MAX_BYTES, Staging } from "./staging.ts";
+import { STAGED_DEVICE_MAX_BYTES, STAGED_PEER_MAX_BYTES, STAGED_PEER_MAX_POOL_BYTES, Staging } from "./staging.ts";
 import { Counter, Stats } from "./stats.ts";
 
 const BLOCK = 2048;
@@ -32,8 +32,7 @@ test("packets come back whole with their virtio header, in order for each peer",
       const waiting: Buffer[][] = peers.map(() => []);
       steps.forEach(({ peer, size, take }, i) => {
         const bytes = Buffer.alloc(size, i + 1);
-        const cost = (packets: Buffer[]): number =>
-          packets.reduce((sum, b) => sum + Math.ceil(b.length / BLOCK) * BLOCK, 0);
+        const cost = (packets: Buffer[]): number => packets.reduce((sum, b) => sum + b.length, 0);
         assert.ok(push(peers[peer]!, bytes));
         waiting[peer]!.push(bytes);
         while (cost(waiting[peer]!) > STAGED_PEER_MAX_BYTES) waiting[peer]!.shift();
@@ -51,17 +50,24 @@ test("packets come back whole with their virtio header, in order for each peer",
   );
 });
 
-test("a peer holds 1 MiB: the oldest packets make room and are counted", () => {
+test("a peer holds 1 MiB of packets, whatever blocks they take: the oldest make room and are counted", () => {
   const { push, shift, peers, stats } = setup();
-  for (let i = 0; i < 600; i++) push(peers[0]!, Buffer.alloc(1000, i & 0xff));
+  for (let i = 0; i < 1100; i++) push(peers[0]!, Buffer.alloc(1024, i & 0xff));
   assert.equal(peers[0]!.stagedBytes, STAGED_PEER_MAX_BYTES);
-  assert.equal(stats.words[Counter["drop-staged-peer-full"]], 600 - 512);
-  assert.equal(shift(peers[0]!)![0], 88);
+  assert.equal(stats.words[Counter["drop-staged-peer-full"]], 1100 - 1024);
+  assert.equal(shift(peers[0]!)![0], 1100 - 1024);
+});
+
+test("a peer's tiny packets take 4 MiB of the pool at most", () => {
+  const { push, peers, stats } = setup();
+  for (let i = 0; i < 3000; i++) push(peers[0]!, Buffer.alloc(50));
+  assert.equal(peers[0]!.stagedPackets, STAGED_PEER_MAX_POOL_BYTES / BLOCK);
+  assert.equal(stats.words[Counter["staged-bytes"]], STAGED_PEER_MAX_POOL_BYTES);
 });
 
 test("the device holds 32 MiB: one flooded peer after the other, then only what makes its own room", () => {
   const { push, peers, stats, staging } = setup(40);
-  for (const peer of peers) for (let i = 0; i < 512; i++) push(peer, Buffer.alloc(1000));
+  for (const peer of peers) for (let i = 0; i < 512; i++) push(peer, Buffer.alloc(2048));
   assert.equal(stats.words[Counter["staged-bytes"]], STAGED_DEVICE_MAX_BYTES);
   assert.equal(peers[32]!.stagedPackets, 0, "nothing is left for it");
   assert.equal(peers[0]!.stagedPackets, 512, "and nothing was taken from others");

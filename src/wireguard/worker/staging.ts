@@ -3,13 +3,16 @@ import { VIRTIO } from "./inner-packet.ts";
 import type { Peer } from "./peers.ts";
 import { Counter, PeerField, type Stats } from "./stats.ts";
 
-/** Most that waits for one peer, and for all together, in bytes of pool (packets take whole blocks). */
+/** Most that waits for one peer, in bytes of packets with their virtio headers. */
 export const STAGED_PEER_MAX_BYTES = 1 << 20;
+/** Most that one peer, and all together, take of the pool, in bytes; packets take whole blocks. */
+export const STAGED_PEER_MAX_POOL_BYTES = 4 << 20;
 export const STAGED_DEVICE_MAX_BYTES = 32 << 20;
 
 const BLOCK_BYTES = 2048;
 const BLOCKS_PER_CHUNK = 512;
 const MAX_BLOCKS = STAGED_DEVICE_MAX_BYTES / BLOCK_BYTES;
+const PEER_MAX_BLOCKS = STAGED_PEER_MAX_POOL_BYTES / BLOCK_BYTES;
 
 /**
  * Packets that wait for a session, as they came from the TUN: a packet larger than the MTU stays whole, with its virtio
@@ -41,8 +44,7 @@ export class Staging {
   push(peer: Peer, at: number, length: number, now: number): boolean {
     const bytes = length + VIRTIO.bytes;
     const blocks = Math.ceil(bytes / BLOCK_BYTES);
-    const cost = blocks * BLOCK_BYTES;
-    while (peer.stagedPackets > 0 && peer.stagedBytes + cost > STAGED_PEER_MAX_BYTES) {
+    while (peer.stagedPackets > 0 && isFull(peer, bytes, blocks)) {
       this.#dropOldest(peer, Counter["drop-staged-peer-full"]);
     }
     while (peer.stagedPackets > 0 && this.#usedBlocks + blocks > MAX_BLOCKS) {
@@ -58,7 +60,8 @@ export class Staging {
     if (peer.stagedLast >= 0) this.#nextPacket[peer.stagedLast] = first;
     else peer.stagedFirst = first;
     peer.stagedLast = first;
-    peer.stagedBytes += cost;
+    peer.stagedBytes += bytes;
+    peer.stagedBlocks += blocks;
     peer.stagedPackets++;
     peer.stagedAt = now;
     this.#publish(peer);
@@ -93,7 +96,7 @@ export class Staging {
     return length;
   }
 
-  /** Drops everything that waits for the peer; returns the bytes of pool they took. */
+  /** Drops everything that waits for the peer; returns the bytes of it. */
   clear(peer: Peer, counter: number): number {
     const bytes = peer.stagedBytes;
     while (peer.stagedPackets > 0) this.#dropOldest(peer, counter);
@@ -110,12 +113,13 @@ export class Staging {
     peer.stagedFirst = this.#nextPacket[first]!;
     if (peer.stagedFirst < 0) peer.stagedLast = -1;
     peer.stagedPackets--;
+    peer.stagedBytes -= this.#length[first]!;
     for (let block = first; block >= 0; ) {
       const next = this.#next[block]!;
       this.#next[block] = this.#free;
       this.#free = block;
       this.#usedBlocks--;
-      peer.stagedBytes -= BLOCK_BYTES;
+      peer.stagedBlocks--;
       block = next;
     }
     if (this.#usedBlocks === 0) {
@@ -162,4 +166,8 @@ export class Staging {
     words[this.#stats.row(peer.slot) + PeerField.stagedBytes] = peer.stagedBytes;
     words[Counter["staged-bytes"]] = this.#usedBlocks * BLOCK_BYTES;
   }
+}
+
+function isFull(peer: Peer, bytes: number, blocks: number): boolean {
+  return peer.stagedBytes + bytes > STAGED_PEER_MAX_BYTES || peer.stagedBlocks + blocks > PEER_MAX_BLOCKS;
 }
