@@ -77,6 +77,17 @@ test("a peer without a path takes the one that its packets come from", root, asy
   assert.deepEqual(hint, { slot: 0, source: { kind: "udp", endpoint: pair.endpoint(a) }, adopted: true });
 });
 
+test("a session that got its path late is confirmed when it gets it", root, async () => {
+  await using pair = await Pair.start({ asleep: true });
+  const { a, b } = pair;
+  for (const end of [a, b]) await end.call("setAsleep", 0, false);
+  await pair.install();
+  await sleep(50);
+  assert.equal(b.count("confirmed"), 0);
+  await a.call("setPath", 0, { kind: "udp", endpoint: pair.endpoint(b) });
+  await b.event("confirmed");
+});
+
 test("a relayed peer's datagrams go to main and come back in by injection", root, async () => {
   await using pair = await Pair.start();
   const { a, b } = pair;

@@ -199,7 +199,7 @@ export class CommandApplier {
       if (peer.path === PathKind.v4) bytes.set(ring.bytes.subarray(address, address + 4), 4);
       else bytes.set(ring.bytes.subarray(address, address + 16), 8);
     }
-    transmitter.flushStaged(peer);
+    transmitter.pathGiven(peer);
   }
 
   #install(slot: number, ring: Ring, at: number): void {

@@ -243,7 +243,7 @@ export class Receiver {
       peer.pathHintAt = this.now;
       this.#deps.reporter.pathHint(peer, source, adopted);
     }
-    if (adopted) this.#deps.transmitter.flushStaged(peer);
+    if (adopted) this.#deps.transmitter.pathGiven(peer);
   }
 
   #adopt(peer: Peer, source: AddressPlace): void {

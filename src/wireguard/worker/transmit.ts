@@ -100,6 +100,15 @@ export class Transmitter {
     return true;
   }
 
+  /**
+   * The peer got a path: what waits leaves. A session of ours that was never sent with is confirmed with a keepalive, for
+   * the responder may not send before it saw a packet.
+   */
+  pathGiven(peer: Peer): void {
+    this.flushStaged(peer);
+    if (peer.current?.initiator && peer.current.sendCounter === 0) this.sendKeepalive(peer);
+  }
+
   /** Sends what waits for the peer, in order, as far as it has a session and a path. */
   flushStaged(peer: Peer): void {
     const { queue, staging, reporter } = this.#deps;
