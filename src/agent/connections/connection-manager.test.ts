@@ -25,6 +25,7 @@ class ScriptedDevice {
   readonly modes = new Map<PublicKey, DevicePeerConfig["mode"]>();
   readonly initiations: PublicKey[] = [];
   readonly activity = new Map<PublicKey, number>();
+  readonly sent = new Map<PublicKey, number>();
 
   setPeer(key: PublicKey, config: DevicePeerConfig): void {
     this.modes.set(key, config.mode);
@@ -42,7 +43,7 @@ class ScriptedDevice {
   }
 
   peerStats(key: PublicKey): Partial<DevicePeerStats> {
-    return { lastDataRx: this.activity.get(key) ?? 0, lastDataTx: 0 };
+    return { lastDataRx: this.activity.get(key) ?? 0, lastDataTx: this.sent.get(key) ?? 0 };
   }
 
   /** A packet of the machine's own towards the peer. */
@@ -173,20 +174,42 @@ test("a peer sleeps one threshold after its last traffic, tells the other side, 
 });
 
 test("GO_IDLE puts a peer to sleep without an answer", () => {
-  const { device, sent, manager, keys } = setup();
+  const { clock, device, sent, manager, keys } = setup();
   device.packetTo(keys[0]!);
   device.established(keys[0]!);
+  clock.advance(5_000);
   const before = sent.length;
   manager.receiveSignal(keys[0]!, createGoIdleBody());
   assert.equal(manager.find(keys[0]!)?.status, "idle");
   assert.equal(sent.length, before);
 });
 
-test("GO_IDLE does not close a permanent peer", () => {
-  const { device, manager, keys } = setup(1, false);
+test("a GO_IDLE that crossed with a wake or with traffic of ours is answered by an offer, not followed", () => {
+  const { clock, device, sent, manager, keys } = setup();
+  const key = keys[0]!;
+  device.packetTo(key);
+  device.established(key);
+  clock.advance(100);
+  manager.receiveSignal(key, createGoIdleBody());
+  assert.equal(manager.find(key)?.status, "connected");
+  assert.equal(sent.at(-1)?.body.type, Body_Type.OFFER);
+  clock.advance(30_000);
+  device.sent.set(key, clock.now());
+  clock.advance(100);
+  manager.receiveSignal(key, createGoIdleBody());
+  assert.equal(sent.at(-1)?.body.type, Body_Type.OFFER);
+  clock.advance(30_000);
+  manager.receiveSignal(key, createGoIdleBody());
+  assert.equal(manager.find(key)?.status, "idle");
+});
+
+test("a permanent peer that says GO_IDLE is not closed but called back", () => {
+  const { clock, device, sent, manager, keys } = setup(1, false);
   device.established(keys[0]!);
+  clock.advance(60_000);
   manager.receiveSignal(keys[0]!, createGoIdleBody());
   assert.equal(manager.find(keys[0]!)?.status, "connected");
+  assert.equal(sent.at(-1)?.body.type, Body_Type.OFFER);
 });
 
 test("an offer wakes and is answered; an answer, a candidate and strangers do not wake", () => {

@@ -9,6 +9,11 @@ import { IdleClock } from "./lazy/idle-clock.ts";
 import { decideLazy, type LazyDecision } from "./lazy/policy.ts";
 import { type WakePriority, WakeQueue } from "./wake-queue.ts";
 
+/**
+ * A GO_IDLE that finds us this soon after a wake or after traffic of ours crossed with it: the remote is wanted. It comes
+ * back at once, instead of when our packet or the loss of its paths is noticed.
+ */
+const IDLE_CROSSING: Millis = 2_000;
 /** After our GO_IDLE a peer that is back within this time keeps the connection alive itself (signal document, W6). */
 const BOUNCE_WINDOW: Millis = 60_000;
 /** How long the end waits for its last messages. */
@@ -175,7 +180,12 @@ export class ConnectionManager {
     const member = this.#members.get(from);
     if (!member) return;
     if (body.type === Body_Type.GO_IDLE) {
-      if (member.decision.lazy && member.connection.awake) this.#putToSleep(member, "the other side went idle", false);
+      if (!member.connection.awake) return;
+      if (member.decision.lazy && !this.#isWanted(member.connection)) {
+        this.#putToSleep(member, "the other side went idle", false);
+      } else {
+        this.#observe(member, () => member.connection.post({ kind: "remote-idle" }));
+      }
       return;
     }
     if (body.type === Body_Type.OFFER && !member.connection.awake) this.#noteBounce(member);
@@ -364,6 +374,11 @@ export class ConnectionManager {
     if (!connection.awake) return 0;
     const stats = this.#deps.device.peerStats(connection.key);
     return Math.max(connection.wokeAt ?? 0, stats?.lastDataRx ?? 0, stats?.lastDataTx ?? 0);
+  }
+
+  #isWanted(connection: PeerConnection): boolean {
+    const sent = this.#deps.device.peerStats(connection.key)?.lastDataTx ?? 0;
+    return this.#deps.clock.now() - Math.max(connection.wokeAt ?? 0, sent) < IDLE_CROSSING;
   }
 
   #putToSleep(member: Member, reason: string, tell: boolean): void {

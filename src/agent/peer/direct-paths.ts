@@ -41,6 +41,8 @@ export class DirectPaths {
   readonly #dispatcher: StunDispatcher;
   readonly #unsubscribe: () => void;
   #servers: readonly Endpoint[] = [];
+  /** A path died or was not found: the NAT may map us differently now, whatever the cache says. */
+  #doubtMapping = false;
   readonly #sessions = new Set<{ add(candidate: Candidate): void; hosts: readonly Candidate[]; ufrag: string }>();
 
   constructor(deps: DirectPathsDeps, options: DirectPathsOptions) {
@@ -104,8 +106,14 @@ export class DirectPaths {
         rtt,
       }),
     );
-    agent.events.on("lost", ({ reason }) => handlers.lost(reason, false));
-    agent.events.on("failed", ({ reason }) => handlers.lost(reason, true));
+    agent.events.on("lost", ({ reason }) => {
+      this.#doubtMapping = true;
+      handlers.lost(reason, false);
+    });
+    agent.events.on("failed", ({ reason }) => {
+      this.#doubtMapping = true;
+      handlers.lost(reason, true);
+    });
     const told = new Set<string>();
     const add = (candidate: Candidate): void => {
       const { address, port } = candidate.endpoint;
@@ -147,13 +155,15 @@ export class DirectPaths {
 
   /** The last known mapping is offered at once, even an old one: it is mostly still right. A fresh answer corrects it. */
   #addReflexive(session: { add(candidate: Candidate): void; hosts: readonly Candidate[]; ufrag: string }): void {
+    const doubtful = this.#doubtMapping;
+    this.#doubtMapping = false;
     for (const server of this.#servers) {
       const offer = (mapped: Endpoint | undefined): void => {
         const candidate = mapped && serverReflexiveCandidate(mapped, session.hosts, session.ufrag);
         if (candidate && this.#sessions.has(session)) session.add(candidate);
       };
       offer(this.#cache.lastKnown(server));
-      void this.#cache.query(server).then(offer);
+      void (doubtful ? this.#cache.refresh(server) : this.#cache.query(server)).then(offer);
     }
   }
 

@@ -147,6 +147,7 @@ test("direct takes over from the relay, and the relay takes back when direct is 
   const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
   machine.post({ kind: "ice-selected", ice: 1, direct });
   assert.deepEqual(choosePath(machine.state), { kind: "udp", endpoint });
+  machine.now += 5000;
   machine.post({ kind: "ice-lost", ice: 1, reason: "no answer for 6 s", failed: false });
   assert.deepEqual(choosePath(machine.state), { kind: "relay" });
   assert.deepEqual(machine.kinds(), ["forget-direct", "open-ice", "use-path", "initiate"]);
@@ -167,6 +168,7 @@ test("a restarted remote gets a new agent for our old half", () => {
   const machine = new Machine().post(wake).post({ kind: "offer", remote: remote() }).post(overRelay);
   machine.post({ kind: "ice-selected", ice: 1, direct });
   const { local } = machine.awake;
+  machine.now += 5000;
   machine.post({ kind: "offer", remote: remote() });
   assert.deepEqual(machine.kinds(), ["open-ice", "check-ice", "use-path", "initiate", "send-answer"]);
   assert.equal(machine.awake.local, local);
@@ -259,6 +261,7 @@ test("a packet that came directly does not move the path while a relay carries",
 
 test("another network moves data to the relay at once and starts ICE anew", () => {
   const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+  machine.now += 5000;
   machine.post({ kind: "ice-selected", ice: 1, direct }).post({ kind: "network-changed" });
   assert.deepEqual(choosePath(machine.state), { kind: "relay" });
   assert.deepEqual(machine.kinds(), ["open-ice", "send-offer", "use-path", "initiate"]);
@@ -268,4 +271,28 @@ test("another network moves data to the relay at once and starts ICE anew", () =
   alone.context = { relayUp: false };
   alone.post({ kind: "relay", up: false }).post({ kind: "network-changed" });
   assert.deepEqual(choosePath(alone.state), { kind: "udp", endpoint });
+});
+
+test("a path lost right after a handshake is not followed by the next at once, but by one a second after the first", () => {
+  const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+  machine.post({ kind: "ice-selected", ice: 1, direct });
+  const provenAt = machine.now;
+  machine.now += 20;
+  machine.post({ kind: "ice-lost", ice: 1, reason: "consent-expired", failed: false });
+  assert.deepEqual(machine.kinds(), ["forget-direct", "open-ice", "use-path"]);
+  while (!machine.kinds().includes("initiate")) machine.tick();
+  assert.equal(machine.now, provenAt + 1000);
+});
+
+test("a remote that went idle while we stay is called back: by an offer, by a handshake, without ICE as well", () => {
+  for (const iceAllowed of [true, false]) {
+    const machine = new Machine();
+    machine.context = { iceAllowed };
+    machine.post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+    if (iceAllowed) machine.post({ kind: "ice-selected", ice: 1, direct });
+    machine.now += 5000;
+    machine.post({ kind: "remote-idle" });
+    assert.ok(machine.kinds().includes("send-offer") && machine.kinds().includes("initiate"), `${machine.kinds()}`);
+    assert.deepEqual(choosePath(machine.state), { kind: "relay" });
+  }
 });

@@ -108,6 +108,8 @@ export type PeerEvent =
   | { readonly kind: "path-hint"; readonly source: PacketSource }
   | { readonly kind: "path-error"; readonly endpoint: Endpoint; readonly code: string }
   | { readonly kind: "network-changed" }
+  /** The remote went to sleep and we did not follow: it closed its ICE agent and gave its paths up. */
+  | { readonly kind: "remote-idle" }
   | { readonly kind: "tick" };
 
 export type PeerEffect =
@@ -153,6 +155,11 @@ const MAX_OFFER_RETRY: Millis = 30_000;
 const ANSWERER_PATIENCE: Millis = 3000;
 /** A peer that has no fresh handshake this long after its path was lost is Connecting again. */
 const PROOF_PATIENCE: Millis = 12_000;
+/**
+ * A path lost so soon after a handshake is not followed by the next one at once: each handshake ends a session, and the
+ * packets under way on that one would be lost.
+ */
+const PROOF_FRESH: Millis = 1000;
 /** ICE that failed while the relay carries is tried again after 30 s, then ever more rarely, at most once an hour. */
 const FIRST_ICE_RETRY: Millis = 30_000;
 const MAX_ICE_RETRY: Millis = 3_600_000;
@@ -190,7 +197,9 @@ export function step(state: PeerConnectionState, event: PeerEvent, context: Peer
     case "path-error":
       return pathError(state, event.endpoint, event.code, context);
     case "network-changed":
-      return restartIce(state, "the local network changed", context);
+      return restart(state, "the local network changed", context);
+    case "remote-idle":
+      return restart(state, "the other side went idle, this one has reasons not to", context);
     case "tick":
       return tick(state, context);
     default:
@@ -237,6 +246,7 @@ function stepIdle(state: IdleState, event: PeerEvent, context: PeerContext): Ste
     case "path-hint":
     case "path-error":
     case "network-changed":
+    case "remote-idle":
     case "tick":
       return { state, effects: [] };
     default:
@@ -409,7 +419,11 @@ function afterPathLoss(state: AwakeState, context: PeerContext): Step {
     proven: path.kind === "none" ? undefined : state.proven,
     initiator: true,
     initiations: 0,
-    deadlines: { ...state.deadlines, prove: context.now + PROOF_PATIENCE },
+    deadlines: {
+      ...state.deadlines,
+      prove: context.now + PROOF_PATIENCE,
+      ...(state.proven !== undefined && { initiate: state.proven + PROOF_FRESH }),
+    },
   };
   const moved: Step = {
     state: next,
@@ -418,7 +432,8 @@ function afterPathLoss(state: AwakeState, context: PeerContext): Step {
       { kind: "use-path", path },
     ],
   };
-  return path.kind === "none" ? moved : chain(moved, (awake) => initiate(awake, context));
+  if (path.kind === "none" || (state.proven !== undefined && context.now - state.proven < PROOF_FRESH)) return moved;
+  return chain(moved, (awake) => initiate(awake, context));
 }
 
 function changeRelay(state: AwakeState, up: boolean, context: PeerContext): Step {
@@ -501,8 +516,13 @@ function pathError(state: AwakeState, endpoint: Endpoint, code: string, context:
   return chain({ state: { ...state, direct: undefined }, effects }, (awake) => afterPathLoss(awake, context));
 }
 
-function restartIce(state: AwakeState, reason: string, context: PeerContext): Step {
-  if (state.ice === 0) return unchanged(state);
+/** A new negotiation: the remote is told at once, and packets take the relay until ICE has found a way again. */
+function restart(state: AwakeState, reason: string, context: PeerContext): Step {
+  if (state.ice === 0) {
+    const noted: Step = { state, effects: [{ kind: "note", event: "restart", detail: reason }] };
+    const offered = chain(noted, (awake) => offer({ ...awake, offers: 0 }, context));
+    return chain(offered, (awake) => initiate({ ...awake, initiations: 0 }, context));
+  }
   const ice = state.ice + 1;
   const restarted: Step = {
     state: { ...state, local: context.freshSession(), ice, iceChecking: false, iceFailures: 0, offers: 0 },
