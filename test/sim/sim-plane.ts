@@ -9,6 +9,7 @@ import type { DataPlaneEvents, PlaneSource, SessionKeys } from "#wireguard/worke
 import { PROTOCOL_LIMITS } from "#wireguard/worker/limits.ts";
 import { PathKind, type Peer, Peers } from "#wireguard/worker/peers.ts";
 import { type Session, Sessions } from "#wireguard/worker/sessions.ts";
+import { STAGED_PEER_MAX_BYTES } from "#wireguard/worker/staging.ts";
 import { Counter, PeerField, Stats } from "#wireguard/worker/stats.ts";
 import { Timers } from "#wireguard/worker/timers.ts";
 
@@ -16,9 +17,7 @@ const CAPACITY = 256;
 const PORT = 51820;
 const HEADER_BYTES = 16;
 const TAG_BYTES = 16;
-const BLOCK_BYTES = 2048;
 const VIRTIO_BYTES = 10;
-const STAGED_PEER_MAX_BYTES = 1 << 20;
 const FRESH_STAGED: Millis = 1000;
 const REPORT_INTERVAL: Millis = 1000;
 const STUN_COOKIE = 0x2112a442;
@@ -353,6 +352,8 @@ export class SimPlane implements Plane {
     const peer = this.#peers.active(slot);
     this.#paths.delete(slot);
     if (!peer) return;
+    this.#sessions.retire(peer);
+    this.#set(slot, PeerField.sessionCreated, 0);
     peer.path = PathKind.none;
     peer.wakeReported = false;
     this.#timers.stop(peer);
@@ -493,7 +494,8 @@ export class SimPlane implements Plane {
   }
 
   #needHandshake(peer: Peer, reason: DataPlaneEvents["needHandshake"]["reason"]): void {
-    if (this.#now() - peer.askedAt < REPORT_INTERVAL) return;
+    if (this.#now() - peer.askedAt < REPORT_INTERVAL && peer.askedReason === reason) return;
+    peer.askedReason = reason;
     peer.askedAt = this.#now();
     this.#report("needHandshake", { slot: peer.slot, reason });
   }
@@ -568,7 +570,7 @@ export class SimPlane implements Plane {
   }
 }
 
-/** Packets take whole blocks of the worker's pool. */
+/** Packets are kept with their virtio header. */
 function stagedCost(packet: InnerPacket): number {
-  return Math.ceil((packet.bytes + VIRTIO_BYTES) / BLOCK_BYTES) * BLOCK_BYTES;
+  return packet.bytes + VIRTIO_BYTES;
 }

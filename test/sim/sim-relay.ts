@@ -34,6 +34,8 @@ export class SimRelayServer {
   readonly #links = new Map<PeerId, { readonly stream: ServerStream; readonly receive: Receive }>();
   #running = true;
   forwarded = 0;
+  /** Loses the datagram. */
+  swallow: (datagram: Uint8Array) => boolean = () => false;
 
   constructor(internet: Internet, instanceUrl: string) {
     this.#internet = internet;
@@ -91,6 +93,7 @@ export class SimRelayServer {
   forward(from: PeerId, to: PeerId, datagram: Uint8Array): void {
     const link = this.#links.get(to);
     if (!link) return this.#internet.onDrop(datagram, "not at the relay");
+    if (this.swallow(datagram)) return this.#internet.onDrop(datagram, "swallowed");
     this.forwarded++;
     link.stream.toClient(() => link.receive(from, datagram), datagram);
   }

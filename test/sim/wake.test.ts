@@ -1,10 +1,11 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import type { Millis } from "#base/time.ts";
-import { isDirectPossible, NAT_KINDS, type NatKind } from "./internet.ts";
+import { isDirectPossible, NAT_KINDS } from "./internet.ts";
+import { assertNothingLost, createPair } from "./scenario.ts";
 import type { SimMachine } from "./sim-machine.ts";
 import { readInner } from "./sim-plane.ts";
-import { SimWorld, type WorldOptions } from "./sim-world.ts";
+import type { SimWorld } from "./sim-world.ts";
 
 /*
  * Wakes of whole agents, 20 ms one way between any two hosts: what passes a server needs 40 ms. All times are virtual and
@@ -24,14 +25,6 @@ interface WakeTimes {
   readonly reply: Millis;
   /** The first packet that took the direct way is there; undefined: none within the time watched. */
   readonly direct: Millis | undefined;
-}
-
-/** Two machines whose agents have been up for a while. */
-async function createPair(nats: readonly [NatKind, NatKind], options: Partial<WorldOptions> = {}): Promise<SimWorld> {
-  const world = new SimWorld({ machines: nats.map((nat) => ({ nat })), ...options });
-  world.startAll();
-  await world.advance(5_000);
-  return world;
 }
 
 /** `from` sends a packet now and every 10 ms after it, `to` answers the first. */
@@ -64,16 +57,6 @@ async function measureWake(world: SimWorld, from: SimMachine, to: SimMachine, wa
   world.onDelivered = () => {};
   assert.ok(first !== undefined && reply !== undefined, `seed ${world.seed}: no answer within ${watch} ms`);
   return { first, reply, direct: directAt } satisfies WakeTimes;
-}
-
-function assertNothingLost(world: SimWorld): void {
-  for (const record of world.packets.values()) {
-    assert.equal(
-      record.deliveries,
-      1,
-      `packet ${record.id} was delivered ${record.deliveries} times: ${record.losses}`,
-    );
-  }
 }
 
 const show = ({ first, reply, direct }: WakeTimes): string =>
