@@ -270,7 +270,7 @@ export class Coalescer {
   #checksumRight(at: number, length: number): boolean {
     const transportBytes = length - this.#ipBytes;
     const pseudo = pseudoHeader(this.#view, at, this.#isV6, this.#protocol, transportBytes);
-    return fold(addBytes(this.#view, at + this.#ipBytes, transportBytes, pseudo)) === 0xffff;
+    return fold(this.#arena.addBytes(at + this.#ipBytes, transportBytes, pseudo)) === 0xffff;
   }
 
   #flushFlow(flow: Flow): void {

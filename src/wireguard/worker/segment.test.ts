@@ -1,12 +1,13 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
+import { Arena } from "./arena.ts";
 import { buildPacket, isIntact, type PacketSpec } from "./packet-model.ts";
 import { Segmenter } from "./segment.ts";
 
 const AT = 64;
-const memory = new Uint8Array(1 << 17);
-const view = new DataView(memory.buffer);
+const arena = new Arena(1 << 17);
+const memory = arena.bytes;
 
 function place(packet: Uint8Array, virtio: readonly number[] | Uint8Array): void {
   memory.fill(0xee);
@@ -16,7 +17,7 @@ function place(packet: Uint8Array, virtio: readonly number[] | Uint8Array): void
 
 /** All segments, each copied when it is due, as the transmitter encrypts it. */
 function segments(length: number): Uint8Array[] {
-  const segmenter = new Segmenter(memory, view);
+  const segmenter = new Segmenter(arena);
   const count = segmenter.begin(AT, length);
   return Array.from({ length: count }, (_, i) => {
     segmenter.segment(i, count);
@@ -117,7 +118,7 @@ test("whatever the header claims, no segment lies outside the packet", () => {
         }
         virtio[1] = [0, 1, 4, 5, 3, 0x81][virtio[1]! % 6]!;
         place(bytes, virtio);
-        const segmenter = new Segmenter(memory, view);
+        const segmenter = new Segmenter(arena);
         const count = segmenter.begin(AT, bytes.length);
         for (let i = 0; i < count; i++) {
           segmenter.segment(i, count);

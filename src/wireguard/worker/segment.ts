@@ -1,3 +1,4 @@
+import type { Arena } from "./arena.ts";
 import { addBytes, finish, pseudoHeader } from "./checksum.ts";
 import {
   IPV4,
@@ -30,6 +31,7 @@ const MAX_HEADER_BYTES = 128;
  * So segment i must have been used (encrypted) before segment i+1 is asked for. The buffer belongs to the caller.
  */
 export class Segmenter {
+  readonly #arena: Arena;
   readonly #bytes: Uint8Array;
   readonly #view: DataView;
   /** The header as it came; each segment's header starts from it. */
@@ -49,9 +51,10 @@ export class Segmenter {
   offset = 0;
   length = 0;
 
-  constructor(bytes: Uint8Array, view: DataView) {
-    this.#bytes = bytes;
-    this.#view = view;
+  constructor(arena: Arena) {
+    this.#arena = arena;
+    this.#bytes = arena.bytes;
+    this.#view = arena.view;
   }
 
   /**
@@ -102,7 +105,7 @@ export class Segmenter {
     const offset = this.#view.getUint16(virtio + VIRTIO.checksumOffset, true);
     if (start < IPV4.minBytes || start + offset + 2 > length) return false;
     const from = this.#at + start;
-    const checksum = finish(addBytes(this.#view, from, length - start, 0));
+    const checksum = finish(this.#arena.addBytes(from, length - start, 0));
     // Zero means "no checksum" in UDP; its other form is all ones. TCP's offset is another, and there zero is a sum.
     this.#view.setUint16(from + offset, checksum === 0 && offset === UDP.checksum ? 0xffff : checksum, true);
     return true;
@@ -171,8 +174,7 @@ export class Segmenter {
     const isTcp = this.#protocol === PROTOCOL_TCP;
     const field = transport + (isTcp ? TCP.checksum : UDP.checksum);
     view.setUint16(field, 0);
-    const sum = addBytes(
-      view,
+    const sum = this.#arena.addBytes(
       transport,
       transportBytes,
       pseudoHeader(view, at, this.#isV6, this.#protocol, transportBytes),

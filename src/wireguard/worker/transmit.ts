@@ -69,7 +69,7 @@ export class Transmitter {
     this.mtu = options.mtu;
     this.#bytes = deps.arena.bytes;
     this.#words = deps.stats.words;
-    this.#segmenter = new Segmenter(deps.arena.bytes, deps.arena.view);
+    this.#segmenter = new Segmenter(deps.arena);
     this.#relayAddress = this.#libc.addressOf(deps.reporter.relay.bytes);
     // 64 bytes in front keep the packet itself aligned; 64 behind take padding.
     this.#packet = deps.arena.take(64 + TUN_PACKET_BYTES + 64) + 64;
