@@ -3,7 +3,7 @@ import { PerchError, unreachable } from "#base/errors.ts";
 import { type Endpoint, type IpAddress, sameEndpoint } from "#base/ip.ts";
 import type { PresharedKey, PrivateKey, PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
-import type { Clock, Timer } from "#base/time.ts";
+import type { Clock, Millis, Timer } from "#base/time.ts";
 import { REJECT_AFTER_TIME } from "./constants.ts";
 import type {
   DeviceEvents,
@@ -13,6 +13,7 @@ import type {
   PacketSource,
   WireGuardDevice,
 } from "./device.ts";
+import type { SessionKeys } from "./handshake.ts";
 import { type HandshakeAction, HandshakeManager, type HandshakeTiming, PROTOCOL_TIMING } from "./handshake-manager.ts";
 import { INITIATION_BYTES, RESPONSE_BYTES } from "./messages.ts";
 import { NO_PATH, NO_PATHS, type PeerRow, PeerTable } from "./peer-table.ts";
@@ -401,7 +402,7 @@ export class EmbeddedDevice implements WireGuardDevice {
         return;
       case "session":
         if (action.keys.role === "initiator") this.#adopt(row, packetSource(action.source));
-        this.#plane.installSession(row.slot, action.keys);
+        this.#install(row, action.keys, action.createdAt);
         action.keys.wipe();
         return;
       case "completed": {
@@ -420,6 +421,11 @@ export class EmbeddedDevice implements WireGuardDevice {
       default:
         unreachable(action);
     }
+  }
+
+  #install(row: PeerRow, keys: SessionKeys, createdAt: Millis): void {
+    const { role, localIndex, remoteIndex, sendKey, receiveKey } = keys;
+    this.#plane.installSession(row.slot, { role, localIndex, remoteIndex, sendKey, receiveKey, createdAt });
   }
 
   /** Where a handshake or data just worked is good enough for data until the caller chooses, at once or on waking. */

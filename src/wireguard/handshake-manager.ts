@@ -51,8 +51,17 @@ export type HandshakeAction =
       readonly message: Uint8Array;
       readonly to: HandshakeSource;
     }
-  /** Install the keys; comes before the response is sent, so that the first packet finds them. */
-  | { readonly kind: "session"; readonly slot: number; readonly keys: SessionKeys; readonly source: HandshakeSource }
+  /**
+   * Install the keys; comes before the response is sent, so that the first packet finds them. `createdAt`: of the
+   * initiator's session, when its initiation was sent; a responder's session made later has crossed it.
+   */
+  | {
+      readonly kind: "session";
+      readonly slot: number;
+      readonly keys: SessionKeys;
+      readonly createdAt: Millis;
+      readonly source: HandshakeSource;
+    }
   /** An authentic and fresh initiation arrived; its answer follows. */
   | { readonly kind: "initiation-accepted"; readonly slot: number; readonly source: HandshakeSource }
   /** Our initiation was answered; `rtt` when it went out once only. */
@@ -429,7 +438,7 @@ export class HandshakeManager {
     const { slot } = peer;
     return [
       { kind: "initiation-accepted", slot, source },
-      { kind: "session", slot, keys: answer.keys, source },
+      { kind: "session", slot, keys: answer.keys, createdAt: now, source },
       { kind: "send-reply", slot, message: answer.message, to: source },
     ];
   }
@@ -449,7 +458,7 @@ export class HandshakeManager {
     this.#deadlines.cancel(peer.slot);
     this.#count("handshake-completed");
     return [
-      { kind: "session", slot: peer.slot, keys, source },
+      { kind: "session", slot: peer.slot, keys, createdAt: inFlight.sentAt, source },
       { kind: "completed", slot: peer.slot, source, rtt: inFlight.resent ? undefined : now - inFlight.sentAt },
     ];
   }

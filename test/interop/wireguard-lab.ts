@@ -132,6 +132,20 @@ export async function ping(lab: Lab, namespace: string, ...args: readonly string
   return { sent: Number(match[1]), received: Number(match[2]) };
 }
 
+/**
+ * Packets that `device` wrote to its TUN while `work` ran, waited for until they are `expected` or a second has passed.
+ * ping alone is no judge of loss: after its last packet it waits for two round trips, which a busy machine exceeds.
+ */
+export async function delivered(device: OurDevice, expected: number, work: () => Promise<unknown>): Promise<number> {
+  const before = await device.counter("tun-write");
+  await work();
+  for (let tries = 0; ; tries++) {
+    const count = (await device.counter("tun-write")) - before;
+    if (count >= expected || tries === 50) return count;
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
 /** wireguard-go in `there`, with one peer. */
 export class WireGuardGo {
   readonly name: string;
