@@ -4,7 +4,6 @@ import { parseEndpoint } from "#base/ip.ts";
 import { createCredentials, SessionId } from "#signal/protocol/offer.ts";
 import {
   type AwakeState,
-  choosePath,
   createPeerState,
   type DirectPath,
   nextDeadline,
@@ -15,6 +14,7 @@ import {
   type RemoteSession,
   step,
 } from "./peer-state.ts";
+import { choosePath } from "./peer-transitions.ts";
 
 /** A machine with its effects, driven by hand. */
 class Machine {

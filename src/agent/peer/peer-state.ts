@@ -3,6 +3,24 @@ import type { Endpoint } from "#base/ip.ts";
 import type { Millis } from "#base/time.ts";
 import type { IceCredentials, Offer, RelayAddress, SessionId } from "#signal/protocol/offer.ts";
 import type { DevicePath, PacketSource } from "#wireguard/device.ts";
+import {
+  ANSWERER_PATIENCE,
+  append,
+  chain,
+  changeRelay,
+  initiate,
+  learnDirect,
+  loseIce,
+  negotiate,
+  pathError,
+  prove,
+  restart,
+  sleep,
+  tick,
+  unchanged,
+  useDirect,
+  wake,
+} from "./peer-transitions.ts";
 
 /**
  * Connection state of one remote peer, and the only place that decides what comes next.
@@ -136,34 +154,6 @@ export interface Step {
   readonly effects: readonly PeerEffect[];
 }
 
-/**
- * Pace of handshake initiations while there is no session, never WireGuard's 5 s: an answer is waited for one round trip
- * through the relay and this much longer, twice as much after each.
- */
-const INITIATION_GRACE: Millis = 100;
-/** Round trip through the relay while it is not measured. */
-const ASSUMED_ROUND_TRIP: Millis = 150;
-const MAX_INITIATION_RETRY: Millis = 4000;
-/** While an initiation is younger than this its answer may come: the device repeats it over a way that turns up. */
-const INITIATION_IN_FLIGHT: Millis = 1000;
-/** As the woken side we leave the first initiation to the other for this long (signal document, W4). */
-const RESPONDER_PATIENCE: Millis = 1000;
-/** First repetition of an OFFER nobody answered; doubles up to the ceiling. */
-const FIRST_OFFER_RETRY: Millis = 1000;
-const MAX_OFFER_RETRY: Millis = 30_000;
-/** When woken by an OFFER, our ANSWER carries everything; our own OFFER is held back (W5). */
-const ANSWERER_PATIENCE: Millis = 3000;
-/** A peer that has no fresh handshake this long after its path was lost is Connecting again. */
-const PROOF_PATIENCE: Millis = 12_000;
-/**
- * A path lost so soon after a handshake is not followed by the next one at once: each handshake ends a session, and the
- * packets under way on that one would be lost.
- */
-const PROOF_FRESH: Millis = 1000;
-/** ICE that failed while the relay carries is tried again after 30 s, then ever more rarely, at most once an hour. */
-const FIRST_ICE_RETRY: Millis = 30_000;
-const MAX_ICE_RETRY: Millis = 3_600_000;
-
 /** The state a peer has when it enters the network map. */
 export function createPeerState(reason: string): IdleState {
   return { kind: "idle", generation: 0, reason };
@@ -217,13 +207,6 @@ export function nextDeadline(state: PeerConnectionState): Millis | undefined {
   return next;
 }
 
-/** The path that packets of this state take. */
-export function choosePath(state: PeerConnectionState): DevicePath {
-  if (state.kind === "idle") return { kind: "none" };
-  if (state.direct) return { kind: "udp", endpoint: state.direct.endpoint };
-  return state.relay ? { kind: "relay" } : { kind: "none" };
-}
-
 function stepIdle(state: IdleState, event: PeerEvent, context: PeerContext): Step {
   switch (event.kind) {
     case "wake":
@@ -252,321 +235,4 @@ function stepIdle(state: IdleState, event: PeerEvent, context: PeerContext): Ste
     default:
       return unreachable(event);
   }
-}
-
-/** Everything starts in the same instant: the handshake over every way known, and the OFFER. */
-function wake(idle: IdleState, cause: string, initiator: boolean, context: PeerContext, offerAfter: Millis): Step {
-  const state: AwakeState = {
-    kind: "awake",
-    generation: idle.generation + 1,
-    since: context.now,
-    initiator,
-    local: context.freshSession(),
-    remote: undefined,
-    ice: context.iceAllowed ? 1 : 0,
-    iceChecking: false,
-    iceFailures: 0,
-    direct: undefined,
-    relay: context.relayUp,
-    proven: undefined,
-    initiations: 0,
-    initiatedAt: undefined,
-    offers: 0,
-    deadlines: { initiate: context.now + RESPONDER_PATIENCE, offer: context.now + offerAfter },
-  };
-  const woken: Step = {
-    state,
-    effects: [
-      { kind: "note", event: "wake", detail: cause },
-      { kind: "device-awake" },
-      { kind: "use-path", path: choosePath(state) },
-    ],
-  };
-  const opened: Step = context.iceAllowed ? append(woken, [{ kind: "open-ice", ice: state.ice }]) : woken;
-  const started = initiator ? chain(opened, (awake) => initiate(awake, context)) : opened;
-  return offerAfter === 0 ? chain(started, (awake) => offer(awake, context)) : started;
-}
-
-function sleep(state: AwakeState, reason: string, tell: boolean): Step {
-  const effects: PeerEffect[] = [{ kind: "note", event: "sleep", detail: reason }];
-  if (state.ice > 0) effects.push({ kind: "close-ice" });
-  effects.push({ kind: "device-asleep" });
-  if (tell) effects.push({ kind: "send-go-idle" });
-  return { state: { kind: "idle", generation: state.generation, reason }, effects };
-}
-
-/** Sends a handshake initiation over every way there is and sets the time of the next. */
-function initiate(state: AwakeState, context: PeerContext): Step {
-  const paths = initiationPaths(state, context);
-  const roundTrip = context.relayRtt === undefined ? ASSUMED_ROUND_TRIP : 2 * context.relayRtt;
-  const delay = Math.min(MAX_INITIATION_RETRY, roundTrip + INITIATION_GRACE * 2 ** state.initiations);
-  return {
-    state: {
-      ...state,
-      initiations: state.initiations + 1,
-      initiatedAt: paths.length === 0 ? state.initiatedAt : context.now,
-      deadlines: { ...state.deadlines, initiate: context.now + delay },
-    },
-    effects: paths.length === 0 ? [] : [{ kind: "initiate", paths }],
-  };
-}
-
-function initiationPaths(state: AwakeState, context: PeerContext): DevicePath[] {
-  const paths: DevicePath[] = [];
-  if (state.direct) paths.push({ kind: "udp", endpoint: state.direct.endpoint });
-  // A known endpoint gets the first one only: where just the way there works, the answer is lost, and the same message over
-  // the relay, coming later, is refused as a replay. So would be every repetition.
-  else if (context.knownDirect && (state.initiations === 0 || !state.relay))
-    paths.push({ kind: "udp", endpoint: context.knownDirect });
-  if (state.relay && !(state.direct && state.proven !== undefined)) paths.push({ kind: "relay" });
-  return paths;
-}
-
-function offer(state: AwakeState, context: PeerContext): Step {
-  const delay = Math.min(MAX_OFFER_RETRY, FIRST_OFFER_RETRY * 2 ** state.offers);
-  return {
-    state: {
-      ...state,
-      offers: state.offers + 1,
-      deadlines: { ...state.deadlines, offer: context.now + delay },
-    },
-    effects: [{ kind: "send-offer" }],
-  };
-}
-
-/** Takes the remote's half. The same half again changes nothing; another one is a new life of the remote's ICE agent. */
-function negotiate(state: AwakeState, remote: RemoteSession, context: PeerContext): Step {
-  const known = state.remote;
-  const effects: PeerEffect[] = [];
-  if (known === undefined || known.relay?.instanceUrl !== remote.relay?.instanceUrl) {
-    effects.push({ kind: "use-relay-server", relay: remote.relay });
-  }
-  const next: AwakeState = { ...state, remote, deadlines: { ...state.deadlines, offer: undefined } };
-  if (!remote.credentials || state.ice === 0) return { state: next, effects };
-  const check: PeerEffect = { kind: "check-ice", credentials: remote.credentials, stock: remote.perch === undefined };
-  if (!state.iceChecking) {
-    effects.push(check);
-    return { state: { ...next, iceChecking: true }, effects };
-  }
-  if (known !== undefined && sameSession(known, remote)) return { state: next, effects };
-  // Following a restart of the remote keeps our own half: the remote's new agent was or will be built for exactly it (W22).
-  const ice = state.ice + 1;
-  effects.push({ kind: "open-ice", ice }, check);
-  const followed: AwakeState = { ...next, ice, iceChecking: true };
-  // The remote gave the direct path of the old life up; where a relay carries, nothing has to wait for the new one.
-  if (!state.relay || state.direct === undefined) return { state: followed, effects };
-  return chain({ state: { ...followed, direct: undefined }, effects }, (awake) => afterPathLoss(awake, context));
-}
-
-/** Agents before 0.55 send no id: one life until failure (signal document, section 9). */
-function sameSession(known: RemoteSession, remote: RemoteSession): boolean {
-  if (remote.sessionId === undefined) return true;
-  if (known.sessionId === undefined) return known.credentials?.ufrag === remote.credentials?.ufrag;
-  return known.sessionId === remote.sessionId;
-}
-
-function useDirect(state: AwakeState, direct: DirectPath, context: PeerContext): Step {
-  const next: AwakeState = { ...state, direct, iceFailures: 0, deadlines: { ...state.deadlines, offer: undefined } };
-  const used: Step = {
-    state: next,
-    effects: [
-      {
-        kind: "note",
-        event: "path",
-        detail: `direct ${direct.localKind}/${direct.remoteKind} ${direct.endpoint.address}:${direct.endpoint.port}`,
-      },
-      { kind: "use-path", path: choosePath(next) },
-    ],
-  };
-  // A new initiation would throw away the answer to the one under way, which the device repeats over the new path.
-  const inFlight = next.initiatedAt !== undefined && context.now - next.initiatedAt < INITIATION_IN_FLIGHT;
-  return next.proven === undefined && next.initiator && !inFlight
-    ? chain(used, (awake) => initiate(awake, context))
-    : used;
-}
-
-function loseIce(state: AwakeState, reason: string, failed: boolean, context: PeerContext): Step {
-  const failures = state.iceFailures + (failed ? 1 : 0);
-  const wait = failed ? Math.min(MAX_ICE_RETRY, FIRST_ICE_RETRY * 4 ** (failures - 1)) * (state.relay ? 1 : 0.1) : 0;
-  const ice = state.ice + 1;
-  const lost: Step = {
-    state: {
-      ...state,
-      local: context.freshSession(),
-      ice,
-      iceChecking: false,
-      iceFailures: failures,
-      // A learned path that ICE could not confirm has nobody who watches it: the relay is safer where there is one.
-      direct: state.direct?.kind === "ice" || state.relay ? undefined : state.direct,
-      offers: 0,
-      deadlines: { ...state.deadlines, offer: context.now + wait },
-    },
-    effects: [
-      { kind: "note", event: "direct-lost", detail: reason },
-      { kind: "forget-direct" },
-      { kind: "open-ice", ice },
-    ],
-  };
-  const pathLost = state.direct !== undefined && lost.state.kind === "awake" && lost.state.direct === undefined;
-  return pathLost ? chain(lost, (awake) => afterPathLoss(awake, context)) : lost;
-}
-
-/** The better path is gone: packets move to the next at once, and a handshake shows whether it carries. */
-function afterPathLoss(state: AwakeState, context: PeerContext): Step {
-  const path = choosePath(state);
-  const next: AwakeState = {
-    ...state,
-    proven: path.kind === "none" ? undefined : state.proven,
-    initiator: true,
-    initiations: 0,
-    deadlines: {
-      ...state.deadlines,
-      prove: context.now + PROOF_PATIENCE,
-      ...(state.proven !== undefined && { initiate: state.proven + PROOF_FRESH }),
-    },
-  };
-  const moved: Step = {
-    state: next,
-    effects: [
-      { kind: "note", event: "path", detail: path.kind === "relay" ? "back on the relay" : "no path" },
-      { kind: "use-path", path },
-    ],
-  };
-  if (path.kind === "none" || (state.proven !== undefined && context.now - state.proven < PROOF_FRESH)) return moved;
-  return chain(moved, (awake) => initiate(awake, context));
-}
-
-function changeRelay(state: AwakeState, up: boolean, context: PeerContext): Step {
-  if (state.relay === up) return unchanged(state);
-  const next: AwakeState = { ...state, relay: up };
-  if (state.direct) return { state: next, effects: [] };
-  const moved: Step = {
-    state: { ...next, proven: up ? state.proven : undefined, initiations: 0 },
-    effects: [
-      { kind: "note", event: "path", detail: up ? "the relay is back" : "the relay is gone" },
-      { kind: "use-path", path: choosePath(next) },
-    ],
-  };
-  if (!up)
-    return chain(moved, (awake) => ({
-      state: { ...awake, deadlines: { ...awake.deadlines, offer: context.now } },
-      effects: [],
-    }));
-  // The relayed address of both sides may have changed with it: tell the remote ours and try at once.
-  return chain(
-    chain(moved, (awake) => initiate(awake, context)),
-    (awake) => offer({ ...awake, offers: 0 }, context),
-  );
-}
-
-function prove(state: AwakeState, source: PacketSource, context: PeerContext): Step {
-  const first = state.proven === undefined;
-  const proven: AwakeState = {
-    ...state,
-    proven: context.now,
-    initiations: 0,
-    deadlines: { ...state.deadlines, initiate: undefined, prove: undefined },
-  };
-  const via = source.kind === "relay" ? "relay" : `${source.endpoint.address}:${source.endpoint.port}`;
-  const noted: Step = {
-    state: proven,
-    effects: first ? [{ kind: "note", event: "connected", detail: `handshake by ${via}` }] : [],
-  };
-  return chain(noted, (awake) => learnDirect(awake, source, context));
-}
-
-/** Authenticated packets over a direct way before ICE chose one: use it, ICE may find a better one. */
-function learnDirect(state: AwakeState, source: PacketSource, context: PeerContext): Step {
-  if (source.kind === "relay" || !context.iceAllowed) return unchanged(state);
-  if (state.direct?.kind === "ice") return unchanged(state);
-  if (
-    state.direct?.endpoint.address === source.endpoint.address &&
-    state.direct.endpoint.port === source.endpoint.port
-  ) {
-    return unchanged(state);
-  }
-  const direct: DirectPath = {
-    kind: "learned",
-    endpoint: source.endpoint,
-    localKind: "learned",
-    remoteKind: "learned",
-    local: undefined,
-    rtt: undefined,
-  };
-  const next: AwakeState = { ...state, direct };
-  return {
-    state: next,
-    effects: [
-      {
-        kind: "note",
-        event: "path",
-        detail: `direct, learned from ${direct.endpoint.address}:${direct.endpoint.port}`,
-      },
-      { kind: "use-path", path: choosePath(next) },
-    ],
-  };
-}
-
-function pathError(state: AwakeState, endpoint: Endpoint, code: string, context: PeerContext): Step {
-  if (state.direct?.endpoint.address !== endpoint.address || state.direct.endpoint.port !== endpoint.port)
-    return unchanged(state);
-  const noted: PeerEffect = { kind: "note", event: "direct-lost", detail: `sending failed: ${code}` };
-  if (state.direct.kind === "ice") return { state, effects: [noted, { kind: "suspect-ice" }] };
-  const effects: PeerEffect[] = [noted, { kind: "forget-direct" }];
-  return chain({ state: { ...state, direct: undefined }, effects }, (awake) => afterPathLoss(awake, context));
-}
-
-/** A new negotiation: the remote is told at once, and packets take the relay until ICE has found a way again. */
-function restart(state: AwakeState, reason: string, context: PeerContext): Step {
-  if (state.ice === 0) {
-    const noted: Step = { state, effects: [{ kind: "note", event: "restart", detail: reason }] };
-    const offered = chain(noted, (awake) => offer({ ...awake, offers: 0 }, context));
-    return chain(offered, (awake) => initiate({ ...awake, initiations: 0 }, context));
-  }
-  const ice = state.ice + 1;
-  const restarted: Step = {
-    state: { ...state, local: context.freshSession(), ice, iceChecking: false, iceFailures: 0, offers: 0 },
-    effects: [
-      { kind: "note", event: "restart", detail: reason },
-      { kind: "open-ice", ice },
-    ],
-  };
-  const offered = chain(restarted, (awake) => offer(awake, context));
-  // Nobody watches the direct path of the old life, and it probably went with the old network.
-  if (!state.relay || state.direct === undefined) return offered;
-  return chain(offered, (awake) => afterPathLoss({ ...awake, direct: undefined }, context));
-}
-
-function tick(state: AwakeState, context: PeerContext): Step {
-  let result: Step = { state, effects: [] };
-  const { initiate: initiateAt, offer: offerAt, prove: proveAt } = state.deadlines;
-  if (initiateAt !== undefined && initiateAt <= context.now) {
-    result = chain(result, (awake) =>
-      awake.proven === undefined || proveAt !== undefined
-        ? initiate({ ...awake, initiator: true }, context)
-        : { state: { ...awake, deadlines: { ...awake.deadlines, initiate: undefined } }, effects: [] },
-    );
-  }
-  if (offerAt !== undefined && offerAt <= context.now) result = chain(result, (awake) => offer(awake, context));
-  if (proveAt !== undefined && proveAt <= context.now) {
-    result = chain(result, (awake) => ({
-      state: { ...awake, proven: undefined, deadlines: { ...awake.deadlines, prove: undefined, offer: context.now } },
-      effects: [{ kind: "note", event: "unproven", detail: "no handshake since the path was lost" }],
-    }));
-  }
-  return result;
-}
-
-function unchanged(state: AwakeState): Step {
-  return { state, effects: [] };
-}
-
-function chain(first: Step, next: (state: AwakeState) => Step): Step {
-  if (first.state.kind === "idle") return first;
-  const second = next(first.state);
-  return { state: second.state, effects: [...first.effects, ...second.effects] };
-}
-
-function append(first: Step, effects: readonly PeerEffect[]): Step {
-  return { state: first.state, effects: [...first.effects, ...effects] };
 }
