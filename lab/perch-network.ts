@@ -1,8 +1,10 @@
 import type { ChildProcess } from "node:child_process";
 import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync } from "node:fs";
+import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { createDaemonClient, type DaemonClient } from "#agent/daemon/daemon-client.ts";
 import type { Millis } from "#base/time.ts";
 import { LabError } from "./errors.ts";
 import type { ExecResult, Host } from "./host.ts";
@@ -24,6 +26,10 @@ export interface PerchNetworkOptions {
   readonly upFlags?: (agent: string) => readonly string[];
   /** Sleep after this long without traffic; shorter than the product's minimum only here. */
   readonly inactivity?: string;
+  /** Further environment of the daemons. */
+  readonly daemonEnvironment?: Readonly<Record<string, string>>;
+  /** Called with the server's data directory, still empty, before the server starts. */
+  readonly prepareServer?: (dataDirectory: string) => Promise<void>;
   /** Called as things happen, for a demo that tells the story. */
   readonly log?: (line: string) => void;
 }
@@ -47,14 +53,20 @@ export class LabAgent {
   readonly name: string;
   readonly host: Host;
   readonly directory: string;
+  readonly #environment: Readonly<Record<string, string>>;
   #daemon: ChildProcess | undefined;
   #address = "";
 
-  constructor(host: Host, directory: string) {
+  constructor(host: Host, directory: string, environment: Readonly<Record<string, string>> = {}) {
     this.name = host.name;
     this.host = host;
+    this.#environment = environment;
     this.directory = directory;
     mkdirSync(directory, { recursive: true });
+  }
+
+  get #client(): DaemonClient {
+    return createDaemonClient(this.socket);
   }
 
   get socket(): string {
@@ -91,7 +103,7 @@ export class LabAgent {
     ];
     this.#daemon = this.host.spawn(PERCH, ["service", "run", ...flags], {
       stdio: ["ignore", log, log],
-      env: { ...process.env, PERCH_ALLOW_SHORT_INACTIVITY: "1" },
+      env: { ...process.env, PERCH_ALLOW_SHORT_INACTIVITY: "1", ...this.#environment },
     });
     closeSync(log);
   }
@@ -114,11 +126,31 @@ export class LabAgent {
 
   async up(flags: readonly string[]): Promise<void> {
     await this.mustPerch(["up", ...flags], READY_TIMEOUT);
-    this.#address = (await this.status()).netbirdIp.replace(/\/\d+$/, "");
+    for await (const { head } of this.#client.getStatus({}))
+      if (head) this.#address = head.address.replace(/\/\d+$/, "");
   }
 
   async status(): Promise<StatusJson> {
     return JSON.parse(await this.mustPerch(["status", "--json"])) as StatusJson;
+  }
+
+  /** Number of peers in the map; asked of the daemon itself, without the start of a program. */
+  async countPeers(): Promise<number> {
+    let count = 0;
+    for await (const { peers } of this.#client.getStatus({ withPeers: true })) count += peers.length;
+    return count;
+  }
+
+  /** Whether somebody listens on the daemon's socket. */
+  isListening(): Promise<boolean> {
+    return new Promise((resolve) => {
+      const socket = connect(this.socket);
+      socket.on("connect", () => {
+        socket.destroy();
+        resolve(true);
+      });
+      socket.on("error", () => resolve(false));
+    });
   }
 
   /** How this agent sees another one. */
@@ -158,7 +190,10 @@ export class PerchNetwork implements AsyncDisposable {
     this.#options = options;
     this.directory = mkdtempSync(join(tmpdir(), "perch-lab-"));
     this.agents = new Map(
-      options.agents.map((name) => [name, new LabAgent(lab.host(name), join(this.directory, name))]),
+      options.agents.map((name) => [
+        name,
+        new LabAgent(lab.host(name), join(this.directory, name), options.daemonEnvironment),
+      ]),
     );
   }
 
@@ -166,6 +201,7 @@ export class PerchNetwork implements AsyncDisposable {
   static async start(lab: Lab, options: PerchNetworkOptions): Promise<PerchNetwork> {
     const network = new PerchNetwork(lab, options);
     try {
+      await options.prepareServer?.(join(network.directory, "server"));
       await network.startServer();
       await Promise.all(options.agents.map((name) => network.startAgent(name)));
       await network.waitForPeers();
@@ -231,7 +267,7 @@ export class PerchNetwork implements AsyncDisposable {
   async startAgent(name: string): Promise<void> {
     const agent = this.agent(name);
     agent.startDaemon();
-    await waitFor(async () => (await agent.perch(["status", "--json"])).code === 0, `daemon of ${name}`);
+    await waitFor(() => agent.isListening(), `daemon of ${name}`);
     await agent.up([
       ...["--management-url", this.managementUrl, "--setup-key", this.#setupKey, "--hostname", name],
       ...(this.#options.inactivity ? ["--inactivity-threshold", this.#options.inactivity] : []),
@@ -255,10 +291,7 @@ export class PerchNetwork implements AsyncDisposable {
   async waitForPeers(): Promise<void> {
     const others = this.agents.size - 1;
     for (const agent of this.agents.values()) {
-      await waitFor(
-        async () => (await agent.status()).peers.details.length >= others,
-        `all peers in the map of ${agent.name}`,
-      );
+      await waitFor(async () => (await agent.countPeers()) >= others, `all peers in the map of ${agent.name}`);
     }
   }
 

@@ -50,7 +50,12 @@ export class WakePair implements AsyncDisposable {
   }
 
   static async start(network: PerchNetwork, from: string, to: string): Promise<WakePair> {
-    const pair = new WakePair(await WakeEnd.start(network.agent(from)), await WakeEnd.start(network.agent(to)));
+    return WakePair.of(await WakeEnd.start(network.agent(from)), await WakeEnd.start(network.agent(to)));
+  }
+
+  /** A pair of ends that are there already; disposing of it ends them too. */
+  static async of(from: WakeEnd, to: WakeEnd): Promise<WakePair> {
+    const pair = new WakePair(from, to);
     await pair.asleep();
     return pair;
   }
@@ -67,9 +72,10 @@ export class WakePair implements AsyncDisposable {
     await waitUntil(() => isIdle(this.from) && isIdle(this.to), `${names} asleep`, SLEEP_TIMEOUT);
   }
 
-  /** Puts the pair to sleep, from one end as a user would; the other follows by GO_IDLE. */
+  /** Puts the pair to sleep, from both ends at once: one that has just sent would call the other back. */
   async sleep(): Promise<void> {
-    await this.from.daemon.sleepPeer({ peer: this.to.agent.name });
+    const sleep = (end: WakeEnd, other: WakeEnd) => end.daemon.sleepPeer({ peer: other.agent.name });
+    await Promise.all([sleep(this.from, this.to), sleep(this.to, this.from)]);
     await this.asleep();
   }
 
