@@ -539,8 +539,8 @@ describe("the device", () => {
     const bytes = Buffer.alloc(32);
     for (let i = 0; i < 50_000; i++) {
       bytes.writeUInt32LE(i + 1);
-      const allowedIps = [{ address: `100.${64 + (i >> 16)}.${(i >> 8) & 255}.${i & 255}`, bits: 32 }];
-      device.setPeer(bytes.toString("base64") as PublicKey, { mode: "asleep", allowedIps } as DevicePeerConfig);
+      const allowedIps = [parsePrefix(`100.${64 + (i >> 16)}.${(i >> 8) & 255}.${i & 255}/32`)];
+      device.setPeer(bytes.toString("base64") as PublicKey, { mode: "asleep", allowedIps });
     }
     assert.equal(device.counters().get("peers"), 50_000);
     assert.equal(device.counters().get("peers-in-contact"), 0);

@@ -32,6 +32,7 @@ export interface ReceiveDeps {
   readonly timers: Timers;
   readonly reporter: Reporter;
   readonly stats: Stats;
+  readonly applyCommands: () => void;
   readonly coalescer: Coalescer;
   readonly transmitter: Transmitter;
   readonly limits: SessionLimits;
@@ -65,6 +66,8 @@ export class Receiver {
   turn(udp: UdpReceiver): boolean {
     const messages = udp.receive();
     if (messages <= 0) return false;
+    // Main gave a session's keys before it answered the handshake, so they are in the ring by now, if not here.
+    this.#deps.applyCommands();
     for (let i = 0; i < messages; i++) {
       udp.read(i);
       if (udp.truncated) {
@@ -206,7 +209,7 @@ export class Receiver {
   #confirmed(peer: Peer, session: Session, source: AddressPlace): void {
     const { sessions, reporter, transmitter, stats } = this.#deps;
     sessions.confirm(peer);
-    this.#words[stats.row(peer.slot) + PeerField.sessionCreated] = session.createdAt;
+    this.#words[stats.row(peer.slot) + PeerField.sessionCreated] = peer.current?.createdAt ?? 0;
     reporter.confirmed(peer, session.localIndex, source);
     transmitter.flushStaged(peer);
   }

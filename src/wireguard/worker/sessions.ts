@@ -20,6 +20,8 @@ export class Session {
   readonly window = new ReplayWindow();
   /** Counter of the next packet. */
   sendCounter = 0;
+  /** Place in the order of installation. */
+  installed = 0;
   /** The renewal on receiving happens once per session. */
   askedOnReceive = false;
 
@@ -76,16 +78,21 @@ class KeyPool {
 /**
  * All sessions of the device by local index, and their rotation within a peer:
  *
- *   initiator's session      previous = next ?? current, current = new
- *   responder's session      next = new, previous dropped; current keeps sending
- *   first packet on next     previous = current, current = next
+ *   initiator's session      previous = current, current = new; next stays
+ *   responder's session      next = new; current keeps sending, previous stays
+ *   first packet on next     previous = current, current = next; when current was installed after next (both sides began at
+ *                            once), the one that both sides choose alike is current and the other previous
  *   peer put to sleep        previous = current: it decrypts what is under way, a wake begins with a new handshake
+ *
+ * The paper's rotation drops more: the responder's previous, and the initiator's current while there is a next. The peer
+ * may still be sending on those, and packets under way would be lost.
  */
 export class Sessions {
   readonly #byIndex = new Map<number, Session>();
   readonly #keys = new KeyPool();
   readonly #ended: (session: Session) => void;
   #last: Session | undefined;
+  #installs = 0;
 
   /** `ended` is told of each session that is dropped, for whatever reason. */
   constructor(ended: (session: Session) => void) {
@@ -117,35 +124,41 @@ export class Sessions {
     const clash = this.#byIndex.get(session.localIndex | 0);
     if (clash) this.#remove(clash);
     this.#byIndex.set(session.localIndex | 0, session);
-    if (options.initiator) {
-      if (peer.next) {
+    session.installed = this.#installs++;
+    const { current } = peer;
+    if (!options.initiator) {
+      this.#drop(peer.next);
+      peer.next = session;
+    } else if (
+      current &&
+      !current.initiator &&
+      current.createdAt > session.createdAt &&
+      rank(current) > rank(session)
+    ) {
+      // The peer's handshake began after ours and is confirmed already; both go on with the peer's.
+      this.#drop(peer.previous);
+      peer.previous = session;
+    } else {
+      if (current) {
         this.#drop(peer.previous);
-        this.#drop(peer.current);
-        peer.previous = peer.next;
-        peer.next = undefined;
-      } else if (peer.current) {
-        this.#drop(peer.previous);
-        peer.previous = peer.current;
+        peer.previous = current;
       }
       peer.current = session;
-    } else {
-      this.#drop(peer.next);
-      if (peer.current) {
-        this.#drop(peer.previous);
-        peer.previous = undefined;
-      }
-      peer.next = session;
     }
     return session;
   }
 
   /** The peer proved that it has the keys of `next`. */
   confirm(peer: Peer): void {
-    if (peer.current) {
+    const { current, next } = peer;
+    // Installed after next: both sides began at once and both handshakes completed. Both must go on with the same one.
+    const isCrossed = current?.initiator && next && next.installed < current.installed;
+    const keepsCurrent = isCrossed && rank(current) > rank(next);
+    if (current) {
       this.#drop(peer.previous);
-      peer.previous = peer.current;
+      peer.previous = keepsCurrent ? next : current;
     }
-    peer.current = peer.next;
+    if (!keepsCurrent) peer.current = next;
     peer.next = undefined;
   }
 
@@ -189,4 +202,9 @@ export class Sessions {
     this.#keys.give(session.keyPlace);
     this.#ended(session);
   }
+}
+
+/** The same number on both sides. */
+function rank(session: Session): number {
+  return (session.localIndex ^ session.remoteIndex) >>> 0;
 }

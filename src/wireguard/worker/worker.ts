@@ -83,7 +83,10 @@ function run(): string | undefined {
   const shared = { arena, aead, peers, routes, sessions, staging, timers, reporter, stats, queue, tun, limits };
   const transmitter = new Transmitter(shared, start);
   const coalescer = new Coalescer(arena, tun, start.udpSegmentation);
-  const receiver = new Receiver({ ...shared, coalescer, transmitter });
+  const applyCommands = (): void => {
+    if (applier.apply(COMMANDS_PER_TURN)) more = true;
+  };
+  const receiver = new Receiver({ ...shared, coalescer, transmitter, applyCommands });
   const applier = new CommandApplier(commands, { ...shared, transmitter, receiver });
   const buffers = new UdpBuffers(arena, start.gro);
   const v4 = new UdpReceiver(arena, stats, buffers, start.v4Fd, start.port);
