@@ -101,3 +101,21 @@ test("any datagram, whole or cut, real or noise, is counted and the tunnel goes 
   assert.ok(counters["drop-unknown-type"]! > 0);
   assert.ok(counters["drop-malformed"]! > 0);
 });
+
+test("50,000 asleep peers wake nothing, cost less than 1 KB each, and the last of them is found", root, async () => {
+  await using pair = await Pair.start();
+  const { a } = pair;
+  const before = await a.call<number>("memory");
+  await a.call("add-asleep", 50_000);
+  await sleep(300);
+  const bytes = (await a.call<number>("memory")) - before;
+  assert.ok(bytes < 50_000 * 1024, `${bytes / 50_000} bytes per peer`);
+  const wakeUps = (await a.counters())["wake-ups"]!;
+  await sleep(500);
+  assert.ok((await a.counters())["wake-ups"]! - wakeUps <= 1);
+  await a.exec("ip", "route", "add", "100.64.0.0/10", "dev", "tun0");
+  await a.exec("ping", "-c", "1", "-W", "0.1", "100.64.195.80").catch(() => undefined);
+  const wake = (await a.event("wake")) as { slot: number };
+  assert.equal(wake.slot, 50_000);
+  assert.equal(a.count("wake"), 1);
+});

@@ -1,4 +1,5 @@
 import { createInterface } from "node:readline";
+import { parseIp } from "#base/ip.ts";
 import { DataPlane } from "#wireguard/worker/data-plane.ts";
 
 /**
@@ -39,6 +40,15 @@ for await (const line of createInterface({ input: process.stdin })) {
   if (method === "fall-through") break;
   if (method === "memory") {
     say({ id, result: process.memoryUsage.rss() });
+    continue;
+  }
+  if (method === "add-asleep") {
+    // Peers 1 to COUNT with one address each in 100.64.0.0/10, without a line of JSON for each.
+    for (let slot = 1; slot <= Number(args[0]); slot++) {
+      plane.addPeer(slot, { asleep: true });
+      plane.addPrefix(slot, { address: parseIp(`100.64.${slot >> 8}.${slot & 255}`), bits: 32 });
+    }
+    say({ id, result: null });
     continue;
   }
   const call = Reflect.get(plane, method) as (...args: unknown[]) => unknown;
