@@ -23,6 +23,7 @@ export class CommandSender {
   readonly #ring: Ring;
   readonly #wake: () => void;
   #backlog: CommandRecord[] = [];
+  #closed = false;
 
   constructor(ring: Ring, wake: () => void) {
     this.#ring = ring;
@@ -34,8 +35,9 @@ export class CommandSender {
     return this.#ring.dropped;
   }
 
-  /** Never lost. */
+  /** Never lost while the worker runs. */
   send(record: CommandRecord): void {
+    if (this.#closed) return forget(record);
     if (this.#backlog.length > 0 || !this.#write(record)) {
       this.#backlog.push(record);
       this.#ring.wantSpace();
@@ -45,7 +47,7 @@ export class CommandSender {
 
   /** Lost, and counted, when it does not fit now. */
   trySend(record: CommandRecord): boolean {
-    const written = this.#backlog.length === 0 && this.#write(record);
+    const written = !this.#closed && this.#backlog.length === 0 && this.#write(record);
     if (!written) this.#ring.countDropped();
     if (this.#ring.consumerSleeps()) this.#wake();
     return written;
@@ -61,9 +63,10 @@ export class CommandSender {
     if (this.#ring.consumerSleeps()) this.#wake();
   }
 
-  /** Forgets what waits; keys in it are wiped by being written to nowhere. */
-  clear(): void {
-    for (const { fill, payloadBytes = 0 } of this.#backlog) fill?.(new Uint8Array(payloadBytes), 0);
+  /** The worker is gone: forgets what waits and whatever comes. */
+  close(): void {
+    this.#closed = true;
+    for (const record of this.#backlog) forget(record);
     this.#backlog = [];
   }
 
@@ -89,4 +92,9 @@ export class CommandSender {
     this.#ring.commit();
     return true;
   }
+}
+
+/** Writes the payload to nowhere, which wipes the keys that wait to be written. */
+function forget({ fill, payloadBytes = 0 }: CommandRecord): void {
+  fill?.(new Uint8Array(payloadBytes), 0);
 }

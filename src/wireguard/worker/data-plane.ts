@@ -440,7 +440,7 @@ export class DataPlane implements AsyncDisposable {
     this.requestStop();
     await this.#exited;
     running.delete(this);
-    this.#commands.clear();
+    this.#commands.close();
     closeTun(this.#tun);
     closeUdpPair(this.#sockets);
     libc().close(this.#eventFd);
@@ -464,6 +464,7 @@ export class DataPlane implements AsyncDisposable {
   #reportGone(reason: string): void {
     if (this.#gone || this.#closing) return;
     this.#gone = true;
+    this.#commands.close();
     this.events.emit("gone", { reason });
   }
 }
