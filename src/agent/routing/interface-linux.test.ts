@@ -32,6 +32,8 @@ test("addresses and routes follow the desired state, difference by difference", 
   assert.doesNotMatch(out, /100\.90\.1\.2/);
   assert.match(out, /fd00:1::2\/64/);
   assert.match(out, /10\.2\.0\.0\/16/);
+  // With a link-local address the kernel would send packets of its own into the tunnel.
+  assert.doesNotMatch(out, /fe80/);
   assert.doesNotMatch(out, /10\.1\.0\.0|fd00:9::/);
 });
 

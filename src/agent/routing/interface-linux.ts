@@ -48,7 +48,10 @@ export class TunnelInterface {
         lines.push(`address replace ${text} dev ${this.#name}${isV6(prefix.address) ? " nodad" : ""}`);
       }
     }
-    if (this.#addresses.size === 0) lines.push(`link set ${this.#name} up`);
+    if (this.#addresses.size === 0) {
+      // No link-local address: with one the kernel looks for routers and reports groups, packets that could wake an exit node.
+      lines.push(`link set ${this.#name} addrgenmode none`, `link set ${this.#name} up`);
+    }
     for (const text of wantedRoutes.keys()) {
       if (!this.#routes.has(text)) lines.push(`route replace ${text} dev ${this.#name}`);
     }
@@ -58,12 +61,15 @@ export class TunnelInterface {
   }
 }
 
-/** Runs lines of `ip` in one process; deletions of what is gone already are not errors. */
+/** Deletions of what is gone already, and settings that a kernel without IPv6 does not have, may fail. */
+const MAY_FAIL = / del | addrgenmode /;
+
+/** Runs lines of `ip`, those that may fail before the others. */
 async function runBatch(lines: readonly string[]): Promise<void> {
-  const removals = lines.filter((line) => / del /.test(line));
-  const additions = lines.filter((line) => !/ del /.test(line));
-  if (removals.length > 0) await run(removals, true);
-  if (additions.length > 0) await run(additions, false);
+  const optional = lines.filter((line) => MAY_FAIL.test(line));
+  const needed = lines.filter((line) => !MAY_FAIL.test(line));
+  if (optional.length > 0) await run(optional, true);
+  if (needed.length > 0) await run(needed, false);
 }
 
 function run(lines: readonly string[], force: boolean): Promise<void> {
