@@ -108,6 +108,8 @@ export interface DeviceEvents {
   };
   /** An authenticated packet of an awake peer came from elsewhere than its path; the device does not roam by itself. */
   "path-hint": { readonly key: PublicKey; readonly source: PacketSource };
+  /** Data was sent to an awake peer and nothing authenticated came back for 400 ms; again while that goes on. */
+  silent: { readonly key: PublicKey };
   /** An encrypted datagram for a peer whose path is a relay. The buffer is the listener's. */
   "relay-out": { readonly key: PublicKey; readonly datagram: Uint8Array };
   /** A STUN message on the WireGuard port. `to` is the local address it arrived at, where known. */

@@ -118,6 +118,7 @@ function setUp(config: Partial<DevicePeerConfig> = {}) {
     "relay-out",
     "stun",
     "path-error",
+    "silent",
     "handshake-failed",
     "gone",
   ] as const;
@@ -555,7 +556,12 @@ describe("the device", () => {
     plane.events.emit("stun", { datagram: new Uint8Array(20), from: DIRECT.endpoint, to: undefined, receivedAt: 0 });
     plane.events.emit("relayOut", { slot: 0, datagram: new Uint8Array(32) });
     plane.events.emit("pathError", { slot: 0, endpoint: DIRECT.endpoint, code: "EPERM" });
+    plane.events.emit("silent", { slot: 0 });
     assert.deepEqual(takeEvents(), ["stun", "relay-out", "path-error"]);
+    set("awake");
+    plane.take();
+    plane.events.emit("silent", { slot: 0 });
+    assert.deepEqual(takeEvents(), ["silent"]);
     device.injectRelayed(peer, new Uint8Array(40));
     device.injectRelayed(PrivateKey.generate().publicKey, new Uint8Array(40));
     assert.deepEqual(plane.take(), ["inject 0 40"]);

@@ -329,6 +329,10 @@ export class EmbeddedDevice implements WireGuardDevice {
       if (adopted && row.path.kind === "none") row.adopted = packetSource(source);
       if (!isKnown) this.#hint(row, packetSource(source));
     });
+    events.on("silent", ({ slot }) => {
+      const row = this.#peers.at(slot);
+      if (row?.mode === "awake") this.events.emit("silent", { key: row.key });
+    });
     events.on("relayOut", ({ slot, datagram }) => {
       const row = this.#peers.at(slot);
       if (row) this.events.emit("relay-out", { key: row.key, datagram });

@@ -102,6 +102,7 @@ export class SimPlane implements Plane {
     this.#timers = new Timers(PROTOCOL_LIMITS, {
       sendKeepalive: (peer) => this.#keepalive(peer),
       noAnswer: (peer) => this.#needHandshake(peer, "no-answer"),
+      silent: ({ slot }) => this.#report("silent", { slot }),
       expireSessions: (peer) => this.#expire(peer, PROTOCOL_LIMITS.rejectAfterTime),
     });
   }

@@ -101,6 +101,8 @@ export interface DataPlaneEvents {
    * peer had no path, the source is the path now.
    */
   pathHint: { readonly slot: number; readonly source: PlaneSource; readonly adopted: boolean };
+  /** An inner packet was sent and nothing authenticated came for 400 ms; repeated while that goes on. */
+  silent: { readonly slot: number };
   /** Sending failed hard; `code` such as `ENETUNREACH`. At most once a second per peer. */
   pathError: { readonly slot: number; readonly endpoint: Endpoint; readonly code: string };
   /** The interface was deleted or the worker died. No event follows; `close` still has to be called. */

@@ -7,6 +7,9 @@ import {
   REKEY_TIMEOUT_JITTER,
 } from "../constants.ts";
 
+/** Longer than most round trips with a delayed TCP acknowledgement (40 ms on Linux, 200 ms elsewhere) in them. */
+const SILENCE: Millis = 400;
+
 /**
  * When sessions are renewed and given up. The defaults are the protocol's; tests lower them. Counters are numbers here:
  * 2^53 packets cannot be sent within a session's 180 s, so the paper's 2^60 and 2^64 are never the limit that is met.
@@ -17,6 +20,8 @@ export interface SessionLimits {
   readonly keepaliveTimeout: Millis;
   readonly rekeyTimeout: Millis;
   readonly jitter: Millis;
+  /** Data was sent and nothing came back for so long: worth a report, not worth a handshake. Not the protocol's. */
+  readonly silence: Millis;
   readonly rekeyAfterMessages: number;
   readonly rejectAfterMessages: number;
 }
@@ -27,6 +32,7 @@ export const PROTOCOL_LIMITS: SessionLimits = {
   keepaliveTimeout: KEEPALIVE_TIMEOUT,
   rekeyTimeout: REKEY_TIMEOUT,
   jitter: REKEY_TIMEOUT_JITTER,
+  silence: SILENCE,
   rekeyAfterMessages: 2 ** 52,
   rejectAfterMessages: 2 ** 53 - 2 ** 13 - 1,
 };

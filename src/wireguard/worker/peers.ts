@@ -53,6 +53,7 @@ export class Peer {
   keepaliveDue = 0;
   keepaliveAgain = false;
   newHandshakeDue = 0;
+  silentDue = 0;
   persistentDue = 0;
   /** When the timers look at this peer next, and its place in their heap (-1: not in it). */
   checkAt = 0;

@@ -88,6 +88,7 @@ export const Report = {
   pathHint: 9,
   /** argument: errno. */
   pathError: 10,
+  silent: 11,
 } as const;
 export type Report = (typeof Report)[keyof typeof Report];
 

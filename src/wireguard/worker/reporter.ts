@@ -116,6 +116,10 @@ export class Reporter {
     this.#peerEvent(Report.sessionEnded, slot, localIndex, undefined);
   }
 
+  silent(peer: Peer): void {
+    this.#peerEvent(Report.silent, peer.slot, 0, undefined);
+  }
+
   pathHint(peer: Peer, source: AddressPlace, adopted: boolean): void {
     this.#peerEvent(Report.pathHint, peer.slot, adopted ? 1 : 0, source);
   }

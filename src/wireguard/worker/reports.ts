@@ -81,6 +81,8 @@ function parseReport(ring: Ring, at: number, events: Emitter<DataPlaneEvents>): 
     }
     case Report.sessionEnded:
       return () => events.emit("sessionEnded", { slot, localIndex: argument });
+    case Report.silent:
+      return () => events.emit("silent", { slot });
     case Report.pathHint: {
       const from = source();
       return () => events.emit("pathHint", { slot, source: from, adopted: argument === 1 });

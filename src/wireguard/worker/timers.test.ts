@@ -9,6 +9,7 @@ import { Timers } from "./timers.ts";
 /** Virtual time: everything the timers do, with when they did it. */
 function setup(peers = 1) {
   const log: string[] = [];
+  const silences: string[] = [];
   const time = { now: 1000 };
   const sessions = new Sessions(() => undefined);
   const timers = new Timers(
@@ -19,6 +20,7 @@ function setup(peers = 1) {
         if (peer.current) timers.authenticatedSent(peer, time.now);
       },
       noAnswer: (peer) => log.push(`${time.now} no-answer ${peer.slot}`),
+      silent: (peer) => silences.push(`${time.now} silent ${peer.slot}`),
       expireSessions: (peer) => {
         const before = sessions.size;
         sessions.expire(peer, time.now, PROTOCOL_LIMITS.rejectAfterTime);
@@ -40,7 +42,7 @@ function setup(peers = 1) {
     }
     time.now = end;
   };
-  return { log, time, timers, connect, advance, peers: made, peer: made[0]! };
+  return { log, silences, time, timers, connect, advance, peers: made, peer: made[0]! };
 }
 
 test("received data is answered with a keepalive after 10 s, once", () => {
@@ -173,4 +175,21 @@ test("with many peers in any order each fires at its own time", () => {
     }),
     { numRuns: 50 },
   );
+});
+
+test("data without any answer is told after 400 ms and again while it goes on; an answer ends that", () => {
+  const { silences, timers, connect, advance, peer, time } = setup();
+  connect(peer);
+  for (let packet = 0; packet < 10; packet++) {
+    timers.dataSent(peer, time.now);
+    advance(100);
+  }
+  assert.deepEqual(silences, ["1400 silent 0", "1800 silent 0"]);
+  timers.authenticatedReceived(peer, time.now);
+  advance(20_000);
+  assert.equal(silences.length, 2);
+  timers.dataSent(peer, time.now);
+  timers.stop(peer);
+  advance(20_000);
+  assert.equal(silences.length, 2);
 });

@@ -9,6 +9,8 @@ export interface TimerActions {
   sendKeepalive(peer: Peer): void;
   /** Data was sent and nothing came back. */
   noAnswer(peer: Peer): void;
+  /** The same much sooner: the path may be dead. Again and again while data is sent and nothing comes. */
+  silent(peer: Peer): void;
   /** Sessions may have become too old. */
   expireSessions(peer: Peer): void;
 }
@@ -41,8 +43,12 @@ export class Timers {
 
   /** An inner packet left. */
   dataSent(peer: Peer, now: number): void {
+    const { keepaliveTimeout, rekeyTimeout, jitter, silence } = this.#limits;
+    if (peer.silentDue === 0) {
+      peer.silentDue = now + silence;
+      this.#look(peer, peer.silentDue);
+    }
     if (peer.newHandshakeDue !== 0) return;
-    const { keepaliveTimeout, rekeyTimeout, jitter } = this.#limits;
     peer.newHandshakeDue = now + keepaliveTimeout + rekeyTimeout + jitter * Math.random();
     this.#look(peer, peer.newHandshakeDue);
   }
@@ -69,6 +75,7 @@ export class Timers {
   /** Anything authenticated came. */
   authenticatedReceived(peer: Peer, now: number): void {
     peer.newHandshakeDue = 0;
+    peer.silentDue = 0;
     if (peer.persistentKeepalive > 0) this.#traversed(peer, now);
   }
 
@@ -88,6 +95,7 @@ export class Timers {
     peer.keepaliveDue = 0;
     peer.keepaliveAgain = false;
     peer.newHandshakeDue = 0;
+    peer.silentDue = 0;
     peer.persistentDue = 0;
   }
 
@@ -119,6 +127,10 @@ export class Timers {
       peer.newHandshakeDue = 0;
       this.#actions.noAnswer(peer);
     }
+    if (peer.silentDue !== 0 && peer.silentDue <= now) {
+      peer.silentDue = 0;
+      this.#actions.silent(peer);
+    }
     if (peer.persistentDue !== 0 && peer.persistentDue <= now) {
       peer.persistentDue = now + peer.persistentKeepalive;
       this.#actions.sendKeepalive(peer);
@@ -138,6 +150,7 @@ export class Timers {
     let at = Number.POSITIVE_INFINITY;
     if (peer.keepaliveDue !== 0) at = peer.keepaliveDue;
     if (peer.newHandshakeDue !== 0) at = Math.min(at, peer.newHandshakeDue);
+    if (peer.silentDue !== 0) at = Math.min(at, peer.silentDue);
     if (peer.persistentDue !== 0) at = Math.min(at, peer.persistentDue);
     for (const session of [peer.previous, peer.current, peer.next]) {
       if (session) at = Math.min(at, session.createdAt + this.#limits.rejectAfterTime);

@@ -78,6 +78,7 @@ function run(): string | undefined {
   const timers = new Timers(limits, {
     sendKeepalive: (peer) => applier.sendKeepalive(peer),
     noAnswer: (peer) => reporter.needHandshake(peer, "no-answer", applier.now),
+    silent: (peer) => reporter.silent(peer),
     expireSessions: (peer) => applier.expire(peer, limits.rejectAfterTime),
   });
   const shared = { arena, aead, peers, routes, sessions, staging, timers, reporter, stats, queue, tun, limits };
