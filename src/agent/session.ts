@@ -14,7 +14,7 @@ import { parseOwnConfig } from "./engine/network-map.ts";
 import { AgentError } from "./errors.ts";
 import { createDevice } from "./routing/device-linux.ts";
 import { TunnelInterface } from "./routing/interface-linux.ts";
-import { ServiceRecorder } from "./service-recorder.ts";
+import { retryTogether, ServiceRecorder } from "./service-recorder.ts";
 import { readSystemMeta } from "./system-meta.ts";
 
 /** Time for the first network map after everything else is up, in milliseconds. */
@@ -105,6 +105,11 @@ export async function openSession(
   management.events.on("state", (state) => services.management.note(state));
   signal.events.on("state", (state) => services.signal.note(state));
   relay.events.on("home", (state) => services.relay.note(state));
+  retryTogether([
+    { recorder: services.management, retry: () => management.retryNow() },
+    { recorder: services.signal, retry: () => signal.noteNetworkChange() },
+    { recorder: services.relay, retry: () => relay.noteNetworkChange() },
+  ]);
   engine.applyInfrastructure(infrastructure);
   signal.start();
 
@@ -138,6 +143,7 @@ export async function openSession(
             if (engine.ready) first.resolve();
           },
           stop.signal,
+          () => engine.held,
         )
         .catch((error: unknown) => {
           first.reject(error);

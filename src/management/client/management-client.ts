@@ -13,7 +13,9 @@ import {
   LoginResponseSchema,
   ManagementService,
   type PeerSystemMeta,
+  type PerchHeldMap,
   SyncMetaRequestSchema,
+  type SyncRequest,
   SyncRequestSchema,
   type SyncResponse,
   SyncResponseSchema,
@@ -130,16 +132,19 @@ export class ManagementClient {
   /**
    * Keeps a Sync stream open until `signal` is aborted, then resolves. Every message goes to `onUpdate`, one at a time and in
    * order; the next is read when it has returned (or its promise settled). What it throws is logged and changes nothing.
-   * `meta` is asked for at each opening. Rejects only when the server does not let this peer in any more, with
-   * `permission-denied` or `login-expired`: log in again first.
+   * `meta` is asked for at each opening, and so is `held` where it is given: what the caller has of its map. A Perch server then
+   * sends parts (`SyncResponse.perch`) in place of maps; any other server ignores it. Rejects only when the server does not let
+   * this peer in any more, with `permission-denied` or `login-expired`: log in again first.
    */
   async sync(
     meta: () => PeerSystemMeta,
     onUpdate: (update: SyncResponse) => void | Promise<void>,
     signal: AbortSignal,
+    held?: () => PerchHeldMap,
   ): Promise<void> {
     const stop = AbortSignal.any([signal, this.#closing.signal]);
-    await this.#own(this.#syncUntil(meta, onUpdate, stop));
+    const request = (): SyncRequest => create(SyncRequestSchema, { meta: meta(), ...(held && { perch: held() }) });
+    await this.#own(this.#syncUntil(request, onUpdate, stop));
   }
 
   /** Tells the server what changed about this machine; its answer is bare. Throws ManagementError. */
@@ -181,6 +186,11 @@ export class ManagementClient {
     this.#skipPause();
   }
 
+  /** Ends the pause before the next attempt to open the Sync stream, if there is one now. */
+  retryNow(): void {
+    this.#skipPause();
+  }
+
   /** Ends every call and the Sync stream, and resolves when they have ended. Idempotent. */
   async close(): Promise<void> {
     this.#closing.abort(new ManagementError("call-aborted", "the management client was closed"));
@@ -193,7 +203,7 @@ export class ManagementClient {
   }
 
   async #syncUntil(
-    meta: () => PeerSystemMeta,
+    request: () => SyncRequest,
     onUpdate: (update: SyncResponse) => void | Promise<void>,
     stop: AbortSignal,
   ): Promise<void> {
@@ -201,7 +211,7 @@ export class ManagementClient {
     const backoff = new Backoff(SYNC_BACKOFF);
     while (!stop.aborted) {
       const opened = clock.now();
-      const failure = await this.#syncOnce(meta, onUpdate, stop);
+      const failure = await this.#syncOnce(request, onUpdate, stop);
       if (stop.aborted) break;
       if (this.#state.connected && clock.now() - opened >= SYNC_PROVEN) backoff.reset();
       this.#setState(failure ? { connected: false, error: failure } : { connected: false });
@@ -215,15 +225,14 @@ export class ManagementClient {
 
   /** One stream from opening to end; returns why it ended, undefined when the server closed it in order. */
   async #syncOnce(
-    meta: () => PeerSystemMeta,
+    request: () => SyncRequest,
     onUpdate: (update: SyncResponse) => void | Promise<void>,
     stop: AbortSignal,
   ): Promise<ManagementError | undefined> {
     const own = this.#options.key;
     try {
       const server = await this.#serverKey(stop);
-      const request = create(SyncRequestSchema, { meta: meta() });
-      const stream = this.#client.sync(sealMessage(SyncRequestSchema, request, server, own), { signal: stop });
+      const stream = this.#client.sync(sealMessage(SyncRequestSchema, request(), server, own), { signal: stop });
       for await (const envelope of stream) {
         const update = openMessage(SyncResponseSchema, envelope, server, own);
         this.#setState({ connected: true });
