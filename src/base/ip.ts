@@ -73,6 +73,7 @@ export function formatPrefix(prefix: Prefix): string {
 
 /** The same prefix with all host bits zero. */
 export function maskPrefix(prefix: Prefix): Prefix {
+  if (isHostPrefix(prefix)) return prefix;
   const bytes = ipToBytes(prefix.address);
   for (let i = 0; i < bytes.length; i++) {
     const keep = Math.min(8, Math.max(0, prefix.bits - i * 8));

@@ -1,11 +1,12 @@
 import type { networkInterfaces } from "node:os";
+import { create } from "@bufbuild/protobuf";
 import { messageOf } from "#base/errors.ts";
-import { formatPrefix, isV6, maskPrefix, type Prefix } from "#base/ip.ts";
+import { formatPrefix, maskPrefix, type Prefix } from "#base/ip.ts";
 import type { PresharedKey, PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Millis } from "#base/time.ts";
 import { PROTOCOL_VERSION } from "#base/version.ts";
-import type { SyncResponse } from "#gen/management_pb.ts";
+import { type NetworkMap, type PerchHeldMap, PerchHeldMapSchema, type SyncResponse } from "#gen/management_pb.ts";
 import type { ManagementClient } from "#management/client/management-client.ts";
 import type { RelayClient } from "#relay/client/relay-client.ts";
 import type { SignalClient } from "#signal/client/signal-client.ts";
@@ -16,16 +17,18 @@ import { DirectPaths } from "../peer/direct-paths.ts";
 import type { PeerConnection } from "../peer/peer-connection.ts";
 import { RelayPaths } from "../peer/relay-paths.ts";
 import type { TunnelInterface } from "../routing/interface-linux.ts";
+import { HostRoutes } from "./host-routes.ts";
 import { type Infrastructure, parseInfrastructure, resolveStunServers } from "./infrastructure.ts";
 import {
-  diffPeers,
   EMPTY_MODEL,
   type NetworkModel,
   type OwnConfig,
-  parseNetworkMap,
+  parseForwardTargets,
   parseOwnConfig,
+  parseRoutes,
 } from "./network-map.ts";
 import { NetworkWatch } from "./network-watch.ts";
+import { createDifference, type MapDifference, PeerBook } from "./peer-book.ts";
 
 export interface EngineDeps {
   readonly clock: Clock;
@@ -67,6 +70,11 @@ export class Engine {
   readonly #unsubscribe: (() => void)[] = [];
   #own: OwnConfig;
   #model: NetworkModel = EMPTY_MODEL;
+  readonly #book: PeerBook;
+  readonly #hostRoutes = new HostRoutes();
+  /** Groups, forwards and routes of the model are not applied yet. */
+  #headChanged = false;
+  #held: PerchHeldMap = create(PerchHeldMapSchema);
   #localLazy: boolean | undefined;
   #stunUris: readonly string[] = [];
   #relayUrls: readonly string[] = [];
@@ -77,6 +85,8 @@ export class Engine {
     this.#deps = deps;
     this.#ownKey = options.ownKey;
     this.#own = options.own;
+    this.#book = new PeerBook(options.ownKey);
+    this.#hostRoutes.setRanges(overlayRanges(options.own), []);
     this.#localLazy = options.lazy;
     this.direct = new DirectPaths(deps, { allowed: !options.forceRelay, overlay: overlayRanges(options.own) });
     this.relays = new RelayPaths(deps.relay);
@@ -113,6 +123,11 @@ export class Engine {
     return this.#model;
   }
 
+  /** What we have of the map, for a server that sends what changed since. */
+  get held(): PerchHeldMap {
+    return this.#held;
+  }
+
   /** Relays that management named; the home relay is one of them. */
   get relayUrls(): readonly string[] {
     return this.#relayUrls;
@@ -129,42 +144,74 @@ export class Engine {
   }
 
   /**
-   * Applies one message of the Sync stream (management document, section 4.4). Peers follow at once; the interface follows in
-   * order, and its failure is logged, not thrown: peers whose address is up already keep working.
+   * Applies one message of the Sync stream (management document, section 4.4), a map or a part of one; costs what it
+   * changes. Peers follow at once; the interface follows in order, and its failure is logged, not thrown: peers whose
+   * address is up already keep working.
    */
   update(update: SyncResponse): void {
     if (this.#closed) return;
+    const startedAt = performance.now();
     if (update.netbirdConfig) this.applyInfrastructure(parseInfrastructure(update.netbirdConfig));
-    const map = update.NetworkMap;
+    const { NetworkMap: map, perch: part } = update;
     const ownConfig = map?.peerConfig ?? update.peerConfig;
     if (ownConfig) this.#applyOwn(parseOwnConfig(ownConfig));
-    if (!map) return;
-    const serial = Number(map.Serial);
-    if (serial < this.#model.serial) {
+    if (!map && !part) return;
+    const serial = map ? Number(map.Serial) : this.#model.serial;
+    if (!part && serial < this.#model.serial) {
       this.#deps.log.info("older network map ignored", { serial, applied: this.#model.serial });
       return;
     }
-    const model = parseNetworkMap(map, this.#ownKey);
-    for (const problem of model.problems) this.#deps.log.warn("part of the network map left out", { problem });
-    const difference = diffPeers(this.#model.peers, model.peers);
-    this.#model = model;
-    for (const key of difference.removed) {
-      this.#deps.relay.unregisterPeer(key);
-      this.relays.forget(key);
-    }
-    for (const { key } of difference.added) this.#deps.relay.registerPeer(key);
-    this.connections.apply(difference);
-    this.connections.setGroups(model.groups);
-    this.connections.setForwardTargets(this.#peersOf(model));
-    this.#applyInterface();
+    const difference = createDifference();
+    if (map) this.#applyHead(map, difference);
+    if (part) this.#book.applyPart(part, difference);
+    else if (map) this.#book.replace(map.remotePeersIsEmpty ? [] : map.remotePeers, difference);
+    for (const problem of difference.problems) this.#deps.log.warn("part of the network map left out", { problem });
+    this.#applyPeers(difference);
+    // What the agent has is known when the last part is there: a stream that ends before begins where this one did.
+    if (part && !part.more) this.#held = create(PerchHeldMapSchema, { epoch: part.epoch, revision: part.revision });
+    if (!map) return;
     this.#applied = true;
     this.#deps.log.debug("network map applied", {
       serial,
-      peers: model.peers.size,
+      peers: this.#book.peers.size,
       added: difference.added.length,
       changed: difference.changed.length,
       removed: difference.removed.length,
+      elapsedMs: Math.round((performance.now() - startedAt) * 100) / 100,
     });
+  }
+
+  /** Everything of a map but the peers: it comes whole with every map, and with the last part of one. */
+  #applyHead(map: NetworkMap, difference: MapDifference): void {
+    const routes = parseRoutes(map, this.#ownKey);
+    difference.problems.push(...routes.problems);
+    this.#book.setRoutes(routes.byPeer, difference);
+    const offline = map.offlinePeers.map((remote) => this.#book.parse(remote, difference.problems));
+    this.#model = {
+      serial: Number(map.Serial),
+      offline: offline.filter((info) => info !== undefined),
+      routes,
+      forwardTargets: parseForwardTargets(map),
+    };
+    this.#headChanged = true;
+  }
+
+  #applyPeers(difference: MapDifference): void {
+    const { removed, changed, added } = difference;
+    for (const key of removed) {
+      this.#deps.relay.unregisterPeer(key);
+      this.relays.forget(key);
+    }
+    for (const { key } of added) this.#deps.relay.registerPeer(key);
+    if (removed.length + changed.length + added.length > 0) this.connections.apply(difference);
+    const hosts = this.#hostRoutes.apply(difference);
+    if (!this.#headChanged && !hosts) return;
+    if (this.#headChanged) {
+      this.connections.setGroups(this.#model.routes.groups);
+      this.connections.setForwardTargets(this.#forwardPeers());
+    }
+    this.#headChanged = false;
+    this.#applyInterface();
   }
 
   /** Servers from a login or a Sync message. */
@@ -207,6 +254,7 @@ export class Engine {
       [address, ...(address6 ? [address6] : [])].map(formatPrefix).join();
     if (text(own) !== text(before)) {
       this.#deps.log.info("own address changed", { from: text(before), to: text(own) });
+      this.#hostRoutes.setRanges(overlayRanges(own), this.#book.peers.values());
       this.#applyInterface();
     }
   }
@@ -218,30 +266,19 @@ export class Engine {
     });
   }
 
-  /** Routed networks and peers outside our own range; the interface's addresses cover the rest. */
+  /** Routed networks, and peers outside of our own range: the interface's addresses cover the rest. */
   #routes(): Prefix[] {
-    const ranges = overlayRanges(this.#own);
-    const covered = (prefix: Prefix): boolean =>
-      ranges.some(
-        (range) =>
-          isV6(range.address) === isV6(prefix.address) &&
-          maskPrefix({ ...prefix, bits: range.bits }).address === range.address,
-      );
-    const hosts: Prefix[] = [];
-    for (const { addresses } of this.#model.peers.values()) {
-      for (const address of addresses) {
-        const host = { address, bits: isV6(address) ? 128 : 32 };
-        if (!covered(host)) hosts.push(host);
-      }
-    }
-    return [...this.#model.routes, ...hosts];
+    const { peers } = this.#book;
+    const routed = [...this.#model.routes.byPeer].flatMap(([key, prefixes]) => (peers.has(key) ? prefixes : []));
+    return [...routed, ...this.#hostRoutes.routes];
   }
 
-  #peersOf(model: NetworkModel): Set<PublicKey> {
+  #forwardPeers(): Set<PublicKey> {
     const targets = new Set<PublicKey>();
-    if (model.forwardTargets.size === 0) return targets;
-    for (const { key, addresses } of model.peers.values()) {
-      if (addresses.some((address) => model.forwardTargets.has(address))) targets.add(key);
+    const { forwardTargets } = this.#model;
+    if (forwardTargets.size === 0) return targets;
+    for (const { key, addresses } of this.#book.peers.values()) {
+      if (addresses.some((address) => forwardTargets.has(address))) targets.add(key);
     }
     return targets;
   }

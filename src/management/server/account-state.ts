@@ -6,6 +6,7 @@ import {
   isVersionAtLeast,
   VERSION_WITH_NEW_FORWARDER_PORT,
 } from "../protocol/version.ts";
+import { ChangeLog } from "./change-log.ts";
 import type { Account, Peer, PolicyRule } from "./model.ts";
 
 /** Directions of a rule as the receiver sees them. */
@@ -33,6 +34,8 @@ export class AccountState {
   readonly network: Prefix;
   readonly network6: Prefix;
   readonly domain: string;
+  /** Every `put` and `remove`, from the first map on. */
+  readonly changes = new ChangeLog();
   #lazy: boolean;
   #serial: number;
   readonly #rules: readonly PolicyRule[];
@@ -49,7 +52,7 @@ export class AccountState {
     this.#serial = account.serial;
     this.#rules = account.rules;
     this.#allGroups = new Set(account.groups.filter((group) => group.isAll).map((group) => group.id));
-    for (const peer of account.peers) this.put(peer, account.serial);
+    for (const peer of account.peers) this.#insert(peer);
   }
 
   get lazy(): boolean {
@@ -71,19 +74,25 @@ export class AccountState {
 
   /** Adds or replaces a peer. */
   put(peer: Peer, serial: number): void {
+    this.#insert(peer);
+    this.changes.note(peer.key);
+    this.#raise(serial);
+  }
+
+  #insert(peer: Peer): void {
     if (!prefixContains(this.network, peer.address))
       throw new RangeError(`${peer.address} of ${peer.name} is outside of the network ${this.network.address}`);
     const before = this.#peers.get(peer.key);
     if (before) this.#countForwarder(before, -1);
     this.#peers.set(peer.key, peer);
     this.#countForwarder(peer, 1);
-    this.#raise(serial);
   }
 
   remove(key: PublicKey, serial: number): void {
     const peer = this.#peers.get(key);
     if (peer) this.#countForwarder(peer, -1);
     this.#peers.delete(key);
+    this.changes.note(key);
     this.#raise(serial);
   }
 
@@ -97,21 +106,30 @@ export class AccountState {
     const peers = new Set<Peer>();
     const rules: RuleMatch[] = [];
     for (const rule of this.#rules) {
-      const inSources = this.#isIn(receiver, rule.sources);
-      const inDestinations = this.#isIn(receiver, rule.destinations);
-      if (!inSources && !inDestinations) continue;
+      if (!this.#isIn(receiver, rule.sources) && !this.#isIn(receiver, rule.destinations)) continue;
       for (const peer of this.#peers.values()) {
-        if (peer.key === receiver.key) continue;
-        const reaches = inSources && this.#isIn(peer, rule.destinations);
-        const isReached = inDestinations && this.#isIn(peer, rule.sources);
-        if (!reaches && !isReached) continue;
+        const match = this.#match(rule, receiver, peer);
+        if (!match) continue;
         peers.add(peer);
-        const isIn = isReached || (rule.bidirectional && reaches);
-        const isOut = reaches || (rule.bidirectional && isReached);
-        rules.push({ rule, peer, directions: (isIn ? DIRECTION_IN : 0) + (isOut ? DIRECTION_OUT : 0) });
+        rules.push(match);
       }
     }
     return { peers: [...peers], rules };
+  }
+
+  /** The rules between the receiver and one other peer; none: the receiver does not see it. */
+  rulesBetween(receiver: Peer, peer: Peer): readonly RuleMatch[] {
+    return this.#rules.flatMap((rule) => this.#match(rule, receiver, peer) ?? []);
+  }
+
+  #match(rule: PolicyRule, receiver: Peer, peer: Peer): RuleMatch | undefined {
+    if (peer.key === receiver.key) return undefined;
+    const reaches = this.#isIn(receiver, rule.sources) && this.#isIn(peer, rule.destinations);
+    const isReached = this.#isIn(receiver, rule.destinations) && this.#isIn(peer, rule.sources);
+    if (!reaches && !isReached) return undefined;
+    const isIn = isReached || (rule.bidirectional && reaches);
+    const isOut = reaches || (rule.bidirectional && isReached);
+    return { rule, peer, directions: (isIn ? DIRECTION_IN : 0) + (isOut ? DIRECTION_OUT : 0) };
   }
 
   /** Whether any rule connects the two, in either direction. */

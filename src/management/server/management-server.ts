@@ -7,7 +7,9 @@ import {
   type LoginRequest,
   type LoginResponse,
   LoginResponseSchema,
+  type NetbirdConfig,
   type PeerSystemMeta,
+  type PerchHeldMap,
   SyncResponseSchema,
 } from "#gen/management_pb.ts";
 import { EXTRA_DNS_LABELS_MAX, isDnsLabel } from "../protocol/dns-label.ts";
@@ -27,7 +29,7 @@ import { registerRoutes } from "./routes.ts";
 import * as keys from "./setup-keys.ts";
 import type { ManagementStore } from "./store.ts";
 import { StoreError } from "./store-error.ts";
-import { SyncStream, TurnQueue } from "./sync-stream.ts";
+import { type SyncSource, SyncStream, TurnQueue } from "./sync-stream.ts";
 
 export interface ManagementServerDeps {
   readonly clock: Clock;
@@ -132,8 +134,11 @@ export class ManagementServer {
     });
   }
 
-  /** Opens the one Sync stream of a peer; an older one ends. Throws ConnectError PERMISSION_DENIED for an unknown peer. */
-  async openStream(key: PublicKey, meta: PeerSystemMeta | undefined): Promise<SyncStream> {
+  /**
+   * Opens the one Sync stream of a peer; an older one ends. `held`: the agent reads maps in parts and has this one. Throws
+   * ConnectError PERMISSION_DENIED for an unknown peer.
+   */
+  async openStream(key: PublicKey, meta: PeerSystemMeta | undefined, held?: PerchHeldMap): Promise<SyncStream> {
     this.#admit();
     this.#checkMeta(meta);
     return this.#queue.run(key, async () => {
@@ -142,8 +147,7 @@ export class ManagementServer {
       await this.#storeMeta(peer, meta);
       this.#admit();
       const stream = new SyncStream(this.#deps.clock, this.#infrastructure.relayTokenTtl * 0.75, {
-        first: () => this.#encoder.encode(this.#current(key), this.#infrastructure.forSync()),
-        map: () => this.#encoder.encode(this.#current(key)),
+        ...this.#mapsFor(key, held),
         credentials: () => {
           const netbirdConfig = this.#infrastructure.forRefresh();
           return netbirdConfig && toBinary(SyncResponseSchema, create(SyncResponseSchema, { netbirdConfig }));
@@ -368,6 +372,24 @@ export class ManagementServer {
           this.#ephemeral.left(key);
         });
     }
+  }
+
+  /** Makes the maps of one stream. A stream in parts remembers what it has told, and nothing else. */
+  #mapsFor(key: PublicKey, held: PerchHeldMap | undefined): Pick<SyncSource, "first" | "map"> {
+    const encoder = this.#encoder;
+    const current = (): Peer => this.#current(key);
+    const config = (): NetbirdConfig => this.#infrastructure.forSync();
+    if (!held) {
+      return {
+        first: () => [encoder.encode(current(), config())].values(),
+        map: () => [encoder.encode(current())].values(),
+      };
+    }
+    let told = held;
+    const parts = function* (first?: NetbirdConfig): Generator<Uint8Array, void> {
+      told = yield* encoder.encodeParts(current, told, first);
+    };
+    return { first: () => parts(config()), map: () => parts() };
   }
 
   /** Going online or offline is no reason to call this: maps do not show it. */

@@ -6,6 +6,7 @@
 import { create, type DescMessage, type MessageInitShape, type MessageShape, toBinary } from "@bufbuild/protobuf";
 import { BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
 import { type IpAddress, isV6 } from "#base/ip.ts";
+import { PublicKey } from "#base/keys.ts";
 import {
   CustomZoneSchema,
   DNSConfigSchema,
@@ -15,6 +16,9 @@ import {
   PeerCapability,
   type PeerConfig,
   PeerConfigSchema,
+  type PerchHeldMap,
+  PerchHeldMapSchema,
+  PerchMapPartSchema,
   RemotePeerConfigSchema,
   RuleAction,
   RuleDirection,
@@ -39,7 +43,12 @@ const FIELD = {
   mapFirewallRules: 8,
   dnsCustomZones: 3,
   zoneRecords: 2,
+  syncPerch: 100,
+  partPeers: 5,
 } as const;
+
+/** Peers in one part of a map: some 200 KB, read and applied by an agent in a few milliseconds. */
+const PEERS_PER_PART = 512;
 
 const DNS_TYPE_A = 1n;
 const DNS_TYPE_AAAA = 28n;
@@ -65,6 +74,16 @@ interface PeerParts {
   readonly records: (Uint8Array | undefined)[];
   /** Index: directions * 4 + compact prefixes * 2 + IPv6. */
   readonly rules: Map<PolicyRule, (Uint8Array | undefined)[]>;
+}
+
+/** What one part of a map holds. */
+interface MapPart {
+  readonly epoch: string;
+  readonly revision: number;
+  readonly reset: boolean;
+  readonly peers: { readonly peer: Peer; readonly rules: readonly RuleMatch[] }[];
+  readonly removed: Uint8Array[];
+  readonly config?: NetbirdConfig | undefined;
 }
 
 export class MapEncoder {
@@ -121,6 +140,78 @@ export class MapEncoder {
       ...(needsCopy ? remotes : []),
       ...field(FIELD.syncNetworkMap, map),
     ]);
+  }
+
+  /**
+   * A map for a Perch agent, in parts made one by one: what changed since the revision it has, or everything when that is not
+   * known. Peers that change while the parts are read come again with the next map. Returns what the agent has afterwards.
+   */
+  *encodeParts(
+    receiver: () => Peer,
+    held: PerchHeldMap | undefined,
+    config?: NetbirdConfig,
+  ): Generator<Uint8Array, PerchHeldMap> {
+    const state = this.#state;
+    const now = create(PerchHeldMapSchema, { epoch: this.#epochOf(receiver()), revision: state.changes.revision });
+    const changed = held?.epoch === now.epoch ? state.changes.since(held.revision) : undefined;
+    const keys = changed ?? state.peers.keys();
+    let part: MapPart = { ...now, reset: changed === undefined, peers: [], removed: [], config };
+    for (const key of keys) {
+      if (part.peers.length >= PEERS_PER_PART) {
+        yield this.#encodePart(receiver(), part, true);
+        part = { ...now, reset: false, peers: [], removed: [] };
+      }
+      const peer = state.peers.get(key);
+      const rules = peer ? state.rulesBetween(receiver(), peer) : [];
+      if (peer && rules.length > 0) part.peers.push({ peer, rules });
+      else if (changed && key !== receiver().key) part.removed.push(PublicKey.toBytes(key));
+    }
+    yield this.#encodePart(receiver(), part, false);
+    return now;
+  }
+
+  /** What a receiver can do decides how each peer is encoded: with another ability nothing that it has is right. */
+  #epochOf(receiver: Peer): string {
+    const withPrefixes = hasCapability(receiver.meta, PeerCapability.PeerCapabilitySourcePrefixes);
+    return `${this.#state.changes.epoch}${receiver.ipv6Usable ? ".v6" : ""}${withPrefixes ? ".p" : ""}`;
+  }
+
+  #encodePart(receiver: Peer, part: MapPart, more: boolean): Uint8Array {
+    const { epoch, revision, reset, removed, config } = part;
+    const peerConfig = this.peerConfig(receiver);
+    const peers = part.peers.flatMap(({ peer, rules }) => {
+      const withV6 = receiver.ipv6Usable && peer.ipv6Usable;
+      return field(FIELD.partPeers, [
+        this.#records(peer, withV6),
+        this.#remotePeer(peer, withV6),
+        ...rules.map((match) => this.#firewallRules(match, receiver)),
+      ]);
+    });
+    const sessionExpiresAt = encodeSessionDeadline({ kind: "none" });
+    return Buffer.concat([
+      encodeMessage(SyncResponseSchema, {
+        ...(config && { netbirdConfig: config }),
+        peerConfig,
+        ...(sessionExpiresAt && { sessionExpiresAt }),
+      }),
+      ...(more ? [] : field(FIELD.syncNetworkMap, this.#head(receiver, peerConfig))),
+      ...field(FIELD.syncPerch, [
+        encodeMessage(PerchMapPartSchema, { epoch, revision, reset, more, removed }),
+        ...peers,
+      ]),
+    ]);
+  }
+
+  /** A map without other peers. */
+  #head(receiver: Peer, peerConfig: PeerConfig): readonly Uint8Array[] {
+    return [
+      encodeMessage(NetworkMapSchema, {
+        Serial: BigInt(this.#state.serial),
+        peerConfig,
+        routesFirewallRulesIsEmpty: true,
+      }),
+      ...field(FIELD.mapDnsConfig, this.#dnsConfig([receiver], receiver.ipv6Usable)),
+    ];
   }
 
   #dnsConfig(peers: readonly Peer[], withV6: boolean): readonly Uint8Array[] {

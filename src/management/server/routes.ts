@@ -51,7 +51,7 @@ export function registerRoutes(
       async *sync(envelope, context) {
         const { sender, stream } = await answer("Sync", SyncRequestSchema, envelope, async (key, request) => ({
           sender: key,
-          stream: await server.openStream(key, request.meta),
+          stream: await server.openStream(key, request.meta, request.perch),
         }));
         try {
           for (;;) {

@@ -3,9 +3,9 @@ import { UpdateGate } from "./update-gate.ts";
 
 /** Where a stream gets its messages from, encoded; each is made at the moment it is sent. */
 export interface SyncSource {
-  /** The first message: infrastructure and map. */
-  first(): Uint8Array;
-  map(): Uint8Array;
+  /** The first map, with the infrastructure, in one or more messages. */
+  first(): Iterator<Uint8Array, void>;
+  map(): Iterator<Uint8Array, void>;
   /** Fresh relay credentials alone; undefined: there is no relay. */
   credentials(): Uint8Array | undefined;
   /** Waits for this stream's turn to make a map. */
@@ -25,6 +25,8 @@ export class SyncStream {
   #firstDue = true;
   #mapDue = false;
   #credentialsDue = false;
+  /** What is left of the map that is being sent. */
+  #parts: Iterator<Uint8Array, void> | undefined;
   #notice: Uint8Array | undefined;
   #ended = false;
   #wake: () => void = () => {};
@@ -65,15 +67,14 @@ export class SyncStream {
         this.#notice = undefined;
         return notice;
       }
-      if (this.#firstDue || this.#mapDue) {
+      if (this.#parts || this.#firstDue || this.#mapDue) {
         await this.#source.turn();
         if (this.#ended || signal.aborted) continue;
-        // What is noted from here on is not in this message, so it is due again.
-        this.#mapDue = false;
-        if (!this.#firstDue) return this.#source.map();
-        this.#firstDue = false;
-        this.#credentialsDue = false;
-        return this.#source.first();
+        this.#parts ??= this.#beginMap();
+        const { value, done } = this.#parts.next();
+        if (!done) return value;
+        this.#parts = undefined;
+        continue;
       }
       if (this.#credentialsDue) {
         this.#credentialsDue = false;
@@ -83,6 +84,15 @@ export class SyncStream {
       }
       await this.#woken(signal);
     }
+  }
+
+  /** What is noted from here on is not in this map, so it is due again. */
+  #beginMap(): Iterator<Uint8Array, void> {
+    this.#mapDue = false;
+    if (!this.#firstDue) return this.#source.map();
+    this.#firstDue = false;
+    this.#credentialsDue = false;
+    return this.#source.first();
   }
 
   #woken(signal: AbortSignal): Promise<void> {
