@@ -334,6 +334,23 @@ describe("answers", () => {
   });
 });
 
+describe("mapped addresses", () => {
+  test("an authentic answer names how the remote sees us, a forged one or one from elsewhere does not", () => {
+    const { agent, reply } = setUp();
+    const seen: string[] = [];
+    agent.events.on("mapped", ({ remote, mapped }) => seen.push(`${formatEndpoint(remote)} ${formatEndpoint(mapped)}`));
+    agent.setRemoteCredentials(REMOTE);
+    agent.addRemoteCandidate(candidate("198.51.100.2:1"));
+    const xorMappedAddress = parseEndpoint("203.0.113.5:4000");
+    reply("198.51.100.2:1", { xorMappedAddress }, "wrong");
+    reply("198.51.100.2:1", { xorMappedAddress }, REMOTE.pwd, "198.51.100.9:1");
+    assert.deepEqual(seen, []);
+    reply("198.51.100.2:1", { xorMappedAddress });
+    assert.deepEqual(seen, ["198.51.100.2:1 203.0.113.5:4000"]);
+    agent.close();
+  });
+});
+
 describe("nomination", () => {
   test("the controlling side uses the first answered pair and nominates it in the same turn", () => {
     const { clock, agent, sent, events, reply } = setUp();

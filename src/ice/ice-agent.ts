@@ -64,6 +64,8 @@ export interface IceAgentEvents {
   lost: { readonly reason: LostReason };
   /** No path was found in 10 s; a candidate or a check that comes later starts the search again. */
   failed: { readonly reason: FailedReason };
+  /** An answered check named the address at which the remote's endpoint sees us. Comes with every answer. */
+  mapped: { readonly remote: Endpoint; readonly mapped: Endpoint };
 }
 
 export type IceAgentState = "waiting" | "checking" | "selected" | "failed" | "lost" | "closed";
@@ -283,8 +285,9 @@ export class IceAgent {
       return this.#count("answer-wrong-integrity");
     const mapped = message.xorMappedAddress ?? message.mappedAddress;
     const effects = session.list.noteResponse(message.transactionId, from, mapped, this.#clock.now());
-    if (effects) this.#run(effects);
-    else this.#count("answer-unexpected");
+    if (!effects) return this.#count("answer-unexpected");
+    if (mapped) this.events.emit("mapped", { remote: from, mapped });
+    this.#run(effects);
   }
 
   #answer(fields: StunFields, to: Endpoint, from: Endpoint | undefined): void {

@@ -84,23 +84,36 @@ test("an error answer ends the query without a value", async () => {
   assert.equal(clock.pending, 0);
 });
 
-test("mapping is independent when two servers see the same and dependent when they do not", async () => {
+test("a report tells what a server saw, how far it is, and that it went silent", async () => {
   const { clock, cache, answer } = setUp();
-  assert.equal(cache.mappingBehaviour(), "unknown");
+  const nothing = { server, mapped: undefined, answeredAt: undefined, rtt: undefined, silentAt: undefined };
+  assert.deepEqual(cache.report(server), nothing);
   void cache.query(server);
+  clock.advance(20);
   answer(server);
-  assert.equal(cache.mappingBehaviour(), "unknown", "one answer says nothing");
-  void cache.query(other);
-  answer(other);
-  assert.equal(cache.mappingBehaviour(), "endpoint-independent");
-  void cache.refresh(other);
-  answer(other, { xorMappedAddress: { ...mapped, port: 40113 } });
-  assert.equal(cache.mappingBehaviour(), "endpoint-dependent");
-  assert.equal(cache.mappingBehaviour(6), "unknown");
-  clock.advance(61_000);
+  assert.deepEqual(cache.report(server), { server, mapped, answeredAt: 20, rtt: 20, silentAt: undefined });
   void cache.refresh(server);
+  clock.advance(QUERY_TIMEOUT);
+  const silentAt = 20 + QUERY_TIMEOUT;
+  assert.deepEqual(cache.report(server), { server, mapped, answeredAt: 20, rtt: 20, silentAt });
+  void cache.refresh(server);
+  clock.advance(150);
   answer(server);
-  assert.equal(cache.mappingBehaviour(), "unknown", "answers a minute apart are not compared");
+  const answeredAt = silentAt + 150;
+  assert.deepEqual(cache.report(server), { server, mapped, answeredAt, rtt: undefined, silentAt: undefined });
+  cache.forget();
+  assert.deepEqual(cache.report(server), nothing);
+});
+
+test("every answer is told, also one that changes nothing", () => {
+  const { cache, answer } = setUp();
+  const answers: Endpoint[] = [];
+  cache.events.on("answered", (event) => answers.push(event.mapped));
+  for (let i = 0; i < 2; i++) {
+    void cache.refresh(server);
+    answer(server);
+  }
+  assert.deepEqual(answers, [mapped, mapped]);
 });
 
 test("a changed mapping is reported once", async () => {

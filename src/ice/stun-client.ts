@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { Emitter } from "#base/emitter.ts";
-import { type Endpoint, formatEndpoint, isV6, sameEndpoint } from "#base/ip.ts";
+import { type Endpoint, formatEndpoint, sameEndpoint } from "#base/ip.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
 import type { SendDatagram } from "./ice-agent.ts";
 import { encodeStun, STUN_METHOD_BINDING, type StunMessage, type TransactionId } from "./stun-message.ts";
@@ -15,18 +15,25 @@ export interface MappedAddressCacheDeps {
 export interface MappedAddressEvents {
   /** A server answered for the first time, or with another address than before (a rebinding, another network). */
   changed: { readonly server: Endpoint; readonly mapped: Endpoint; readonly previous: Endpoint | undefined };
+  /** A server answered, whatever it had answered before. */
+  answered: { readonly server: Endpoint; readonly mapped: Endpoint };
 }
 
-/**
- * How the NAT in front of the socket maps it, seen from answers of different servers. `endpoint-dependent`: every
- * destination sees another address ("symmetric"), hole punching needs a peer that is easier to reach.
- */
-export type MappingBehaviour = "unknown" | "endpoint-independent" | "endpoint-dependent";
+/** What is known of one server. */
+export interface StunServerReport {
+  readonly server: Endpoint;
+  /** What it last saw of us; undefined when it never answered in this network. */
+  readonly mapped: Endpoint | undefined;
+  /** Clock of that answer. */
+  readonly answeredAt: Millis | undefined;
+  /** Round trip of that answer; undefined when the query had to be repeated. */
+  readonly rtt: Millis | undefined;
+  /** Clock of the end of the last query, when that got no answer. */
+  readonly silentAt: Millis | undefined;
+}
 
 /** An answer is used without asking again for this long (signal-and-peer-connection.md, 3.2). */
 export const MAPPED_ADDRESS_LIFETIME: Millis = 25_000;
-/** Answers further apart than this say nothing about the NAT when they differ. */
-export const MAPPING_COMPARE_WINDOW: Millis = 60_000;
 /** When a query is sent, counted from its start; faster at first than RFC 8489, 6.2.1, because a wake waits for it. */
 export const QUERY_SCHEDULE: readonly Millis[] = [0, 100, 300, 700, 1500];
 /** When it is given up. */
@@ -48,6 +55,7 @@ interface Known {
   readonly server: Endpoint;
   readonly mapped: Endpoint;
   readonly at: Millis;
+  readonly rtt: Millis | undefined;
 }
 
 /**
@@ -60,6 +68,8 @@ export class MappedAddressCache {
   readonly #send: SendDatagram;
   readonly #random: (bytes: number) => Uint8Array;
   readonly #known = new Map<string, Known>();
+  /** Servers whose last query ended without an answer, and when. */
+  readonly #silent = new Map<string, Millis>();
   readonly #byServer = new Map<string, Query>();
   readonly #byTransaction = new Map<TransactionId, Query>();
   #closed = false;
@@ -115,28 +125,24 @@ export class MappedAddressCache {
     const mapped = message.xorMappedAddress ?? message.mappedAddress;
     if (message.class === "success" && mapped && mapped.port !== 0) {
       this.#finish(query, mapped);
-      this.#note(query.server, mapped);
+      this.#note(query, mapped);
     } else {
       this.#finish(query, undefined);
     }
     return true;
   }
 
-  /** From the answers of at least two servers (another port of the same address counts) within a minute. */
-  mappingBehaviour(family: 4 | 6 = 4): MappingBehaviour {
-    const answers = [...this.#known.values()].filter(({ server }) => isV6(server.address) === (family === 6));
-    const newest = Math.max(...answers.map(({ at }) => at));
-    const recent = answers.filter(({ at }) => newest - at <= MAPPING_COMPARE_WINDOW);
-    const [first, ...others] = recent;
-    if (!first || others.length === 0) return "unknown";
-    return others.every(({ mapped }) => sameEndpoint(mapped, first.mapped))
-      ? "endpoint-independent"
-      : "endpoint-dependent";
+  /** What is known of a server; for diagnosis. */
+  report(server: Endpoint): StunServerReport {
+    const key = formatEndpoint(server);
+    const known = this.#known.get(key);
+    return { server, mapped: known?.mapped, answeredAt: known?.at, rtt: known?.rtt, silentAt: this.#silent.get(key) };
   }
 
   /** The network changed: what is known is wrong. Queries under way go on, their answers are from the new network. */
   forget(): void {
     this.#known.clear();
+    this.#silent.clear();
   }
 
   /** Ends all queries with undefined; idempotent. */
@@ -155,7 +161,7 @@ export class MappedAddressCache {
     query.sent++;
     const delay = Math.max(0, query.startedAt + next - this.#clock.now());
     query.timer = this.#clock.after(delay, () => {
-      if (query.sent >= QUERY_SCHEDULE.length) this.#finish(query, undefined);
+      if (query.sent >= QUERY_SCHEDULE.length) this.#noteSilence(query);
       else this.#transmit(query);
     });
     this.#send(encodeStun({ class: "request", transactionId: query.transactionId }), query.server);
@@ -168,12 +174,23 @@ export class MappedAddressCache {
     query.settle(mapped);
   }
 
-  #note(server: Endpoint, mapped: Endpoint): void {
+  #noteSilence(query: Query): void {
+    const key = formatEndpoint(query.server);
+    this.#silent.delete(key);
+    this.#silent.set(key, this.#clock.now());
+    if (this.#silent.size > MAPPED_ADDRESS_SERVERS_MAX) this.#silent.delete(this.#silent.keys().next().value!);
+    this.#finish(query, undefined);
+  }
+
+  #note({ server, sent, startedAt }: Query, mapped: Endpoint): void {
     const key = formatEndpoint(server);
     const previous = this.#known.get(key)?.mapped;
+    const now = this.#clock.now();
+    this.#silent.delete(key);
     this.#known.delete(key);
-    this.#known.set(key, { server, mapped, at: this.#clock.now() });
+    this.#known.set(key, { server, mapped, at: now, rtt: sent === 1 ? now - startedAt : undefined });
     if (this.#known.size > MAPPED_ADDRESS_SERVERS_MAX) this.#known.delete(this.#known.keys().next().value!);
     if (!sameEndpoint(previous, mapped)) this.events.emit("changed", { server, mapped, previous });
+    this.events.emit("answered", { server, mapped });
   }
 }
