@@ -13,7 +13,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file signal.proto.
  */
 export const file_signal: GenFile = /*@__PURE__*/
-  fileDesc("CgxzaWduYWwucHJvdG8SDnNpZ25hbGV4Y2hhbmdlIkAKEEVuY3J5cHRlZE1lc3NhZ2USCwoDa2V5GAIgASgJEhEKCXJlbW90ZUtleRgDIAEoCRIMCgRib2R5GAQgASgMIvwDCgRCb2R5EicKBHR5cGUYASABKA4yGS5zaWduYWxleGNoYW5nZS5Cb2R5LlR5cGUSDwoHcGF5bG9hZBgCIAEoCRIUCgx3Z0xpc3RlblBvcnQYAyABKA0SFgoObmV0QmlyZFZlcnNpb24YBCABKAkSIgoEbW9kZRgFIAEoCzIULnNpZ25hbGV4Y2hhbmdlLk1vZGUSGQoRZmVhdHVyZXNTdXBwb3J0ZWQYBiADKA0SOAoPcm9zZW5wYXNzQ29uZmlnGAcgASgLMh8uc2lnbmFsZXhjaGFuZ2UuUm9zZW5wYXNzQ29uZmlnEh8KEnJlbGF5U2VydmVyQWRkcmVzcxgIIAEoCUgAiAEBEhYKCXNlc3Npb25JZBgKIAEoDEgBiAEBEhoKDXJlbGF5U2VydmVySVAYCyABKAxIAogBARItCgVwZXJjaBhkIAEoCzIeLnNpZ25hbGV4Y2hhbmdlLlBlcmNoRXh0ZW5zaW9uIlIKBFR5cGUSCQoFT0ZGRVIQABIKCgZBTlNXRVIQARINCglDQU5ESURBVEUQAhIICgRNT0RFEAQSCwoHR09fSURMRRAFEg0KCUhFQVJUQkVBVBAGQhUKE19yZWxheVNlcnZlckFkZHJlc3NCDAoKX3Nlc3Npb25JZEIQCg5fcmVsYXlTZXJ2ZXJJUEoECAkQCiIkCg5QZXJjaEV4dGVuc2lvbhISCgpjYW5kaWRhdGVzGAEgAygJIiYKBE1vZGUSEwoGZGlyZWN0GAEgASgISACIAQFCCQoHX2RpcmVjdCJHCg9Sb3NlbnBhc3NDb25maWcSFwoPcm9zZW5wYXNzUHViS2V5GAEgASgMEhsKE3Jvc2VucGFzc1NlcnZlckFkZHIYAiABKAkyuQEKDlNpZ25hbEV4Y2hhbmdlEkwKBFNlbmQSIC5zaWduYWxleGNoYW5nZS5FbmNyeXB0ZWRNZXNzYWdlGiAuc2lnbmFsZXhjaGFuZ2UuRW5jcnlwdGVkTWVzc2FnZSIAElkKDUNvbm5lY3RTdHJlYW0SIC5zaWduYWxleGNoYW5nZS5FbmNyeXB0ZWRNZXNzYWdlGiAuc2lnbmFsZXhjaGFuZ2UuRW5jcnlwdGVkTWVzc2FnZSIAKAEwAWIGcHJvdG8z");
+  fileDesc("CgxzaWduYWwucHJvdG8SDnNpZ25hbGV4Y2hhbmdlIkAKEEVuY3J5cHRlZE1lc3NhZ2USCwoDa2V5GAIgASgJEhEKCXJlbW90ZUtleRgDIAEoCRIMCgRib2R5GAQgASgMIvwDCgRCb2R5EicKBHR5cGUYASABKA4yGS5zaWduYWxleGNoYW5nZS5Cb2R5LlR5cGUSDwoHcGF5bG9hZBgCIAEoCRIUCgx3Z0xpc3RlblBvcnQYAyABKA0SFgoObmV0QmlyZFZlcnNpb24YBCABKAkSIgoEbW9kZRgFIAEoCzIULnNpZ25hbGV4Y2hhbmdlLk1vZGUSGQoRZmVhdHVyZXNTdXBwb3J0ZWQYBiADKA0SOAoPcm9zZW5wYXNzQ29uZmlnGAcgASgLMh8uc2lnbmFsZXhjaGFuZ2UuUm9zZW5wYXNzQ29uZmlnEh8KEnJlbGF5U2VydmVyQWRkcmVzcxgIIAEoCUgAiAEBEhYKCXNlc3Npb25JZBgKIAEoDEgBiAEBEhoKDXJlbGF5U2VydmVySVAYCyABKAxIAogBARItCgVwZXJjaBhkIAEoCzIeLnNpZ25hbGV4Y2hhbmdlLlBlcmNoRXh0ZW5zaW9uIlIKBFR5cGUSCQoFT0ZGRVIQABIKCgZBTlNXRVIQARINCglDQU5ESURBVEUQAhIICgRNT0RFEAQSCwoHR09fSURMRRAFEg0KCUhFQVJUQkVBVBAGQhUKE19yZWxheVNlcnZlckFkZHJlc3NCDAoKX3Nlc3Npb25JZEIQCg5fcmVsYXlTZXJ2ZXJJUEoECAkQCiJYCg5QZXJjaEV4dGVuc2lvbhISCgpjYW5kaWRhdGVzGAEgAygJEioKA25hdBgCIAEoCzIYLnNpZ25hbGV4Y2hhbmdlLlBlcmNoTmF0SACIAQFCBgoEX25hdCL1AQoIUGVyY2hOYXQSMQoHbWFwcGluZxgBIAEoDjIgLnNpZ25hbGV4Y2hhbmdlLlBlcmNoTmF0Lk1hcHBpbmcSKQoDdWRwGAIgASgOMhwuc2lnbmFsZXhjaGFuZ2UuUGVyY2hOYXQuVWRwIlwKB01hcHBpbmcSEwoPTUFQUElOR19VTktOT1dOEAASCgoGTk9fTkFUEAESGAoURU5EUE9JTlRfSU5ERVBFTkRFTlQQAhIWChJFTkRQT0lOVF9ERVBFTkRFTlQQAyItCgNVZHASDwoLVURQX1VOS05PV04QABIJCgVXT1JLUxABEgoKBlNJTEVOVBACIiYKBE1vZGUSEwoGZGlyZWN0GAEgASgISACIAQFCCQoHX2RpcmVjdCJHCg9Sb3NlbnBhc3NDb25maWcSFwoPcm9zZW5wYXNzUHViS2V5GAEgASgMEhsKE3Jvc2VucGFzc1NlcnZlckFkZHIYAiABKAkyuQEKDlNpZ25hbEV4Y2hhbmdlEkwKBFNlbmQSIC5zaWduYWxleGNoYW5nZS5FbmNyeXB0ZWRNZXNzYWdlGiAuc2lnbmFsZXhjaGFuZ2UuRW5jcnlwdGVkTWVzc2FnZSIAElkKDUNvbm5lY3RTdHJlYW0SIC5zaWduYWxleGNoYW5nZS5FbmNyeXB0ZWRNZXNzYWdlGiAuc2lnbmFsZXhjaGFuZ2UuRW5jcnlwdGVkTWVzc2FnZSIAKAEwAWIGcHJvdG8z");
 
 /**
  * What travels. Number 1 is unused.
@@ -196,6 +196,13 @@ export type PerchExtension = Message<"signalexchange.PerchExtension"> & {
    * @generated from field: repeated string candidates = 1;
    */
   candidates: string[];
+
+  /**
+   * What the sender knows of the network in front of it; for the other side's diagnosis alone. Absent: nothing is told.
+   *
+   * @generated from field: optional signalexchange.PerchNat nat = 2;
+   */
+  nat?: PerchNat | undefined;
 };
 
 /**
@@ -204,6 +211,107 @@ export type PerchExtension = Message<"signalexchange.PerchExtension"> & {
  */
 export const PerchExtensionSchema: GenMessage<PerchExtension> = /*@__PURE__*/
   messageDesc(file_signal, 2);
+
+/**
+ * UDP as the sender of an OFFER or ANSWER finds it.
+ *
+ * @generated from message signalexchange.PerchNat
+ */
+export type PerchNat = Message<"signalexchange.PerchNat"> & {
+  /**
+   * Of IPv4.
+   *
+   * @generated from field: signalexchange.PerchNat.Mapping mapping = 1;
+   */
+  mapping: PerchNat_Mapping;
+
+  /**
+   * @generated from field: signalexchange.PerchNat.Udp udp = 2;
+   */
+  udp: PerchNat_Udp;
+};
+
+/**
+ * Describes the message signalexchange.PerchNat.
+ * Use `create(PerchNatSchema)` to create a new message.
+ */
+export const PerchNatSchema: GenMessage<PerchNat> = /*@__PURE__*/
+  messageDesc(file_signal, 3);
+
+/**
+ * @generated from enum signalexchange.PerchNat.Mapping
+ */
+export const PerchNat_Mapping = {
+  /**
+   * @generated from enum value: MAPPING_UNKNOWN = 0;
+   */
+  MAPPING_UNKNOWN: 0,
+
+  /**
+   * @generated from enum value: NO_NAT = 1;
+   */
+  NO_NAT: 1,
+
+  /**
+   * One outer address for all destinations.
+   *
+   * @generated from enum value: ENDPOINT_INDEPENDENT = 2;
+   */
+  ENDPOINT_INDEPENDENT: 2,
+
+  /**
+   * Another one for each: "symmetric".
+   *
+   * @generated from enum value: ENDPOINT_DEPENDENT = 3;
+   */
+  ENDPOINT_DEPENDENT: 3,
+} as const;
+
+/**
+ * @generated from enum signalexchange.PerchNat.Mapping
+ */
+export type PerchNat_Mapping = (typeof PerchNat_Mapping)[keyof typeof PerchNat_Mapping] | UnknownEnum;
+
+/**
+ * Describes the enum signalexchange.PerchNat.Mapping.
+ */
+export const PerchNat_MappingSchema: GenEnum<PerchNat_Mapping> = /*@__PURE__*/
+  enumDesc(file_signal, 3, 0);
+
+/**
+ * @generated from enum signalexchange.PerchNat.Udp
+ */
+export const PerchNat_Udp = {
+  /**
+   * @generated from enum value: UDP_UNKNOWN = 0;
+   */
+  UDP_UNKNOWN: 0,
+
+  /**
+   * A STUN server or a peer answered.
+   *
+   * @generated from enum value: WORKS = 1;
+   */
+  WORKS: 1,
+
+  /**
+   * STUN servers were asked and none answered.
+   *
+   * @generated from enum value: SILENT = 2;
+   */
+  SILENT: 2,
+} as const;
+
+/**
+ * @generated from enum signalexchange.PerchNat.Udp
+ */
+export type PerchNat_Udp = (typeof PerchNat_Udp)[keyof typeof PerchNat_Udp] | UnknownEnum;
+
+/**
+ * Describes the enum signalexchange.PerchNat.Udp.
+ */
+export const PerchNat_UdpSchema: GenEnum<PerchNat_Udp> = /*@__PURE__*/
+  enumDesc(file_signal, 3, 1);
 
 /**
  * Obsolete.
@@ -222,7 +330,7 @@ export type Mode = Message<"signalexchange.Mode"> & {
  * Use `create(ModeSchema)` to create a new message.
  */
 export const ModeSchema: GenMessage<Mode> = /*@__PURE__*/
-  messageDesc(file_signal, 3);
+  messageDesc(file_signal, 4);
 
 /**
  * @generated from message signalexchange.RosenpassConfig
@@ -246,7 +354,7 @@ export type RosenpassConfig = Message<"signalexchange.RosenpassConfig"> & {
  * Use `create(RosenpassConfigSchema)` to create a new message.
  */
 export const RosenpassConfigSchema: GenMessage<RosenpassConfig> = /*@__PURE__*/
-  messageDesc(file_signal, 4);
+  messageDesc(file_signal, 5);
 
 /**
  * @generated from service signalexchange.SignalExchange

@@ -1,7 +1,7 @@
 import { randomBytes, randomInt } from "node:crypto";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { type IpAddress, ipFromBytes, ipToBytes } from "#base/ip.ts";
-import { type Body, Body_Type, BodySchema } from "#gen/signal_pb.ts";
+import { type Body, Body_Type, BodySchema, type PerchNat, PerchNat_Mapping, PerchNat_Udp } from "#gen/signal_pb.ts";
 
 /*
  * What OFFER and ANSWER say, both in the same form (signal-and-peer-connection.md, 1.7, 2.2, 2.4).
@@ -61,7 +61,25 @@ export interface Offer {
 export interface PerchExtension {
   /** CANDIDATE payloads known when the message was written. */
   readonly candidates: readonly string[];
+  /** Absent: the sender tells nothing of it. */
+  readonly nat?: NatReport;
 }
+
+/** UDP and the IPv4 NAT as one side finds them; for diagnosis, nothing is decided by it. */
+export interface NatReport {
+  readonly mapping: keyof typeof MAPPINGS;
+  readonly udp: keyof typeof UDP;
+}
+
+const MAPPINGS = {
+  unknown: PerchNat_Mapping.MAPPING_UNKNOWN,
+  none: PerchNat_Mapping.NO_NAT,
+  "endpoint-independent": PerchNat_Mapping.ENDPOINT_INDEPENDENT,
+  "endpoint-dependent": PerchNat_Mapping.ENDPOINT_DEPENDENT,
+} as const;
+
+/** `silent`: STUN servers were asked and none answered. */
+const UDP = { unknown: PerchNat_Udp.UDP_UNKNOWN, works: PerchNat_Udp.WORKS, silent: PerchNat_Udp.SILENT } as const;
 
 /** New credentials: 16 and 32 random letters. */
 export function createCredentials(): IceCredentials {
@@ -91,7 +109,12 @@ export function createOfferBody(type: "offer" | "answer", offer: Offer): Body {
     ...(relay && { relayServerAddress: relay.instanceUrl }),
     ...(relay?.address && { relayServerIP: ipToBytes(relay.address) }),
     ...(credentials && sessionId && { sessionId: SessionId.toBytes(sessionId) }),
-    ...(perch && { perch: { candidates: [...perch.candidates] } }),
+    ...(perch && {
+      perch: {
+        candidates: [...perch.candidates],
+        ...(perch.nat && { nat: { mapping: MAPPINGS[perch.nat.mapping], udp: UDP[perch.nat.udp] } }),
+      },
+    }),
   });
 }
 
@@ -110,7 +133,9 @@ export function parseOfferBody(body: Body): Offer | undefined {
     ...(body.relayServerAddress && {
       relay: { instanceUrl: body.relayServerAddress, ...(address && { address }) },
     }),
-    ...(body.perch && { perch: { candidates: body.perch.candidates } }),
+    ...(body.perch && {
+      perch: { candidates: body.perch.candidates, ...(body.perch.nat && { nat: parseNat(body.perch.nat) }) },
+    }),
   };
 }
 
@@ -124,6 +149,15 @@ export function createGoIdleBody(): Body {
 
 export function createHeartbeatBody(): Body {
   return createBody({ type: Body_Type.HEARTBEAT });
+}
+
+/** Numbers of a later version count as unknown. */
+function parseNat(nat: PerchNat): NatReport {
+  return { mapping: nameOf(MAPPINGS, nat.mapping) ?? "unknown", udp: nameOf(UDP, nat.udp) ?? "unknown" };
+}
+
+function nameOf<Name extends string>(numbers: Readonly<Record<Name, number>>, number: number): Name | undefined {
+  return (Object.keys(numbers) as Name[]).find((name) => numbers[name] === number);
 }
 
 function createBody(init: MessageInitShape<typeof BodySchema>): Body {

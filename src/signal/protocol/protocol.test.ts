@@ -4,7 +4,13 @@ import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import fc from "fast-check";
 import { parseIp } from "#base/ip.ts";
 import { PrivateKey } from "#base/keys.ts";
-import { Body_Type, BodySchema, EncryptedMessageSchema } from "#gen/signal_pb.ts";
+import {
+  Body_Type,
+  BodySchema,
+  EncryptedMessageSchema,
+  type PerchNat_Mapping,
+  type PerchNat_Udp,
+} from "#gen/signal_pb.ts";
 import vectors from "../../../test/vectors/signal.json" with { type: "json" };
 import { decodeGrpcMessage, encodeGrpcFrame, encodeGrpcMessage, GrpcFrameReader, GrpcWireError } from "./grpc-wire.ts";
 import {
@@ -73,6 +79,16 @@ test("a Perch agent's offer carries candidates in a field that stock agents skip
   const perch = { candidates: ["1 1 udp 1 192.0.2.1 5 typ host"] };
   const offer = { listenPort: 1, version: "x", perch };
   assert.deepEqual(parseOfferBody(createOfferBody("offer", offer)), offer);
+});
+
+test("a Perch agent tells what it knows of its NAT, numbers of a later version are unknown", () => {
+  const nat = { mapping: "endpoint-dependent", udp: "works" } as const;
+  const offer = { listenPort: 1, version: "x", perch: { candidates: [], nat } };
+  const body = createOfferBody("offer", offer);
+  assert.deepEqual(parseOfferBody(body), offer);
+  body.perch!.nat!.mapping = 77 as PerchNat_Mapping;
+  body.perch!.nat!.udp = 9 as PerchNat_Udp;
+  assert.deepEqual(parseOfferBody(body)?.perch?.nat, { mapping: "unknown", udp: "unknown" });
 });
 
 test("optional fields of a wrong length are left out", () => {
