@@ -24,6 +24,8 @@ export interface MachineSettings {
   /** Relays this agent may choose its home from; all by default. */
   readonly relays?: readonly string[];
   readonly forceRelay?: boolean;
+  /** The NAT forgets a mapping nobody used for this long; 0 = never. */
+  readonly natLifetime?: number;
 }
 
 /** One life of an agent's process: real engine and device; plane and clients stand for threads and servers. */
@@ -59,6 +61,8 @@ export class SimMachine implements StreamHost {
   /** Lives of the agent so far. */
   lives = 0;
   online = true;
+  /** Called when a life of the agent begins. */
+  onStart: () => void = () => {};
   #host: NetworkHost;
   #site = 0;
   #wallOffset = 0;
@@ -140,6 +144,7 @@ export class SimMachine implements StreamHost {
     const iceSessions = new Map<PublicKey, number>();
     countIceSessions(engine, iceSessions);
     this.agent = { clock, plane, device, signal, relay, engine, iceSessions };
+    this.onStart();
     signal.start();
     relay.setServers(relays ?? world.relays.map(({ instanceUrl }) => instanceUrl));
     relay.setToken();
@@ -228,9 +233,12 @@ export class SimMachine implements StreamHost {
     const { nat } = this.settings;
     const outside = `203.0.113.${number}`;
     const endpoint = { address: parseIp(nat === "none" ? outside : `10.0.${number}.2`), port: 51820 };
+    const gateway = new Nat(nat, outside);
+    gateway.lifetime = this.settings.natLifetime ?? 0;
+    gateway.now = () => this.world.now;
     const host: NetworkHost = {
       endpoint,
-      nat: new Nat(nat, outside),
+      nat: gateway,
       arrive: (datagram, from) => {
         if (host !== this.#host || !this.online || this.suspended || !this.agent)
           return this.world.internet.onDrop(datagram, "machine away");

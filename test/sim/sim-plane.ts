@@ -73,6 +73,7 @@ export class SimPlane implements Plane {
   readonly interfaceName = "perch0";
   readonly listenPort = PORT;
   handshakeLoad = 0;
+  setCookieSecret(): void {}
   /** Time a command or a report takes between the two threads. */
   lag: Millis = 0;
   readonly #deps: SimPlaneDeps;

@@ -278,6 +278,8 @@ export class SimRelayClient {
   readonly #byKey = new Map<PublicKey, PeerId>();
   readonly #byId = new Map<PeerId, PublicKey>();
   readonly #alive = new Set<SimRelayConnection>();
+  /** Sees every datagram the agent sends. */
+  onSend: (to: PublicKey) => void = () => {};
 
   constructor(deps: SimRelayClientDeps) {
     this.#deps = deps;
@@ -346,6 +348,7 @@ export class SimRelayClient {
   }
 
   send(key: PublicKey, datagram: Uint8Array, server?: string): boolean {
+    this.onSend(key);
     const id = this.#byKey.get(key);
     const home = this.#home.connection;
     const connection =

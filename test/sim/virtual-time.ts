@@ -17,6 +17,8 @@ export class VirtualTime implements Clock {
   #now: Millis = 0;
   #sequence = 0;
   #live = 0;
+  /** Events since time last moved. */
+  #standing = 0;
   readonly #heap: Entry[] = [];
 
   now(): Millis {
@@ -53,6 +55,8 @@ export class VirtualTime implements Clock {
       if (!run) continue;
       next.run = undefined;
       this.#live--;
+      this.#standing = next.at > this.#now ? 0 : this.#standing + 1;
+      if (this.#standing > STANDING_MAX) throw new Error(`time stands still at ${this.#now} ms`);
       this.#now = Math.max(this.#now, next.at);
       run();
       for (let round = 0; round < MICROTASK_ROUNDS; round++) await undefined;
@@ -101,6 +105,9 @@ function isBefore(a: Entry, b: Entry): boolean {
   return a.at < b.at || (a.at === b.at && a.sequence < b.sequence);
 }
 
+/** More events than this in one instant are an endless loop. */
+const STANDING_MAX = 100_000;
+
 interface MachineTimer {
   /** On the machine's clock. */
   readonly at: Millis;
@@ -118,6 +125,8 @@ export class MachineClock implements Clock {
   /** Subtracted from the world's time: when the process began, and what the machine was suspended since. */
   #behind: Millis;
   #suspendedAt: Millis | undefined;
+  /** Times of timers that fired: rounding must not put the clock before them. */
+  #reached: Millis = 0;
   #wallOffset: number;
   #stopped = false;
   readonly #timers = new Set<MachineTimer>();
@@ -129,7 +138,7 @@ export class MachineClock implements Clock {
   }
 
   now(): Millis {
-    return (this.#suspendedAt ?? this.#time.now()) - this.#behind;
+    return Math.max(this.#reached, (this.#suspendedAt ?? this.#time.now()) - this.#behind);
   }
 
   wall(): number {
@@ -200,6 +209,7 @@ export class MachineClock implements Clock {
 
   #start(timer: MachineTimer): void {
     timer.timer = this.#time.after(timer.at - this.now(), () => {
+      this.#reached = Math.max(this.#reached, timer.at);
       if (this.#timers.delete(timer)) timer.callback();
     });
   }

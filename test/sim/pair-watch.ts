@@ -1,0 +1,214 @@
+import type { PeerConnection } from "#agent/peer/peer-connection.ts";
+import type { PublicKey } from "#base/keys.ts";
+import type { Millis } from "#base/time.ts";
+import { isDirectPossible } from "./internet.ts";
+import type { SimMachine } from "./sim-machine.ts";
+import type { PacketRecord, SimWorld } from "./sim-world.ts";
+
+/** Longest that two ends may differ about sleeping while signal works. */
+const DISAGREEMENT_MAX: Millis = 2_000;
+/** The same where lost segments hold signal messages up. */
+const DISAGREEMENT_MAX_LOSSY: Millis = 6_000;
+/** A disturbance may take this long to be overcome before disagreements count. */
+const RECOVERY: Millis = 10_000;
+/** What may happen to a packet without anybody being to blame. */
+const EXCUSES: ReadonlySet<string> = new Set([
+  "lost",
+  "cut",
+  "blocked",
+  "filtered",
+  "machine away",
+  "not at the relay",
+  "no relay connection",
+  "the connection to the relay ended",
+  "the relay connection ended",
+  "too old at the relay client",
+  "no room at the relay client",
+  "no-network",
+  "drop-staged-peer-full",
+  "asked to sleep",
+]);
+/** A handshake is given up after 90 s, and packets with it. */
+const GIVE_UP: Millis = 90_000;
+/** A session lives this long; a receiver that restarted since does not know it. */
+const SESSION: Millis = 200_000;
+/** Timers of an agent at rest: the watch of the network, signal's silence, the home relay's ping. */
+const TIMERS_AT_REST = 3;
+/** A session is renewed after two minutes by the next keepalive. */
+const FORMER_LIFE_MAX: Millis = 160_000;
+const LAG_MAX: Millis = 10;
+const PENDING_MAX = 3_000;
+const VIOLATIONS_MAX = 20;
+
+/** Holds a world against the promises of DESIGN.md and the issue, after every event. */
+export class PairWatch {
+  readonly violations: string[] = [];
+  readonly #world: SimWorld;
+  readonly #differSince = new Map<string, Millis>();
+  #disturbedAt: Millis = 0;
+  readonly #startedAt = new Map<SimMachine, Millis[]>();
+  readonly #awakeAt = new Map<PeerConnection, Millis>();
+  readonly #lives = new Map<SimMachine, number>();
+
+  constructor(world: SimWorld) {
+    this.#world = world;
+  }
+
+  /** Runs something that counts as a disturbance. */
+  disturb(run: () => void): void {
+    this.#disturbedAt = this.#world.now;
+    run();
+  }
+
+  /** Who asks for sleep gives up what waits. */
+  noteAskedToSleep(a: SimMachine, b: SimMachine): void {
+    for (const record of this.#world.packets.values())
+      if (record.deliveries === 0 && record.from === a && record.to === b) record.losses.push("asked to sleep");
+  }
+
+  /** A UDP datagram to somebody who is no STUN server. */
+  noteSent(from: SimMachine): void {
+    const { agent } = from;
+    if (!agent) return;
+    for (const peer of agent.engine.connections.peers) if (peer.awake) return;
+    this.#violate(`${from.name} sent a datagram to a peer while all its peers are idle`);
+  }
+
+  noteRelayed(from: SimMachine, to: PublicKey): void {
+    const peer = from.agent?.engine.connections.find(to);
+    // What the other thread sent in the instant before arrives in the instant after.
+    const { now } = this.#world;
+    if (peer && !peer.awake && now - (this.#awakeAt.get(peer) ?? now) > LAG_MAX)
+      this.#violate(`${from.name} sent a relayed datagram to its idle peer ${peer.info.fqdn}`);
+  }
+
+  check(): void {
+    const { machines, time } = this.#world;
+    for (const machine of machines) {
+      if (this.#lives.get(machine) !== machine.lives) {
+        this.#lives.set(machine, machine.lives);
+        this.#startedAt.set(machine, [...(this.#startedAt.get(machine) ?? []), this.#world.now]);
+      }
+      this.#checkAgent(machine);
+    }
+    for (const a of machines) for (const b of machines) if (a.index < b.index) this.#checkAgreement(a, b);
+    if (time.pending > PENDING_MAX) this.#violate(`${time.pending} events are pending`);
+  }
+
+  isDirectPossible(a: SimMachine, b: SimMachine): boolean {
+    return !a.settings.forceRelay && !b.settings.forceRelay && isDirectPossible(a.nat.kind, b.nat.kind);
+  }
+
+  /** Packets sent since then went both ways, and both ends say so. */
+  assertWorking(a: SimMachine, b: SimMachine, since: Millis): void {
+    const status = `${a.peer(b).status} ${a.peer(b).path.kind} / ${b.peer(a).status} ${b.peer(a).path.kind}`;
+    if (a.peer(b).status !== "connected" || b.peer(a).status !== "connected")
+      this.#violate(`${a.name} and ${b.name} are not connected: ${status}`);
+    for (const record of this.#world.packets.values()) {
+      if (record.sentAt < since || record.deliveries > 0) continue;
+      if ((record.from === a && record.to === b) || (record.from === b && record.to === a))
+        this.#violate(`${describe(record)} did not arrive, though all is quiet: ${status}`);
+    }
+  }
+
+  /** After a long silence. */
+  assertAtRest(): void {
+    for (const machine of this.#world.machines) {
+      const { engine, clock, iceSessions, plane, signal } = machine.agent!;
+      const peers = [...engine.connections.peers];
+      for (const peer of peers) {
+        // A peer that came back after GO_IDLE is left alone for longer, and a permanent one stays.
+        if (peer.awake && engine.connections.decisionOf(peer.key).lazy && !this.#isKept(machine, peer.key))
+          this.#violate(`${machine.name} is still awake to ${peer.info.fqdn}`);
+      }
+      if (peers.some(({ awake }) => awake)) continue;
+      const foreign = machine.agent!.relay.connections - 1;
+      if (clock.pending > TIMERS_AT_REST + 2 * foreign)
+        this.#violate(`${machine.name} is idle and has ${clock.pending} timers`);
+      for (const count of iceSessions.values()) if (count > 0) this.#violate(`${machine.name} is idle with ICE open`);
+      if (plane.sessions > 0) this.#violate(`${machine.name} keeps ${plane.sessions} sessions after 20 minutes`);
+      if (plane.stagedPackets > 0) this.#violate(`${machine.name} is idle with ${plane.stagedPackets} packets staged`);
+      if (signal.queuedBytes > 0) this.#violate(`${machine.name} is idle with signal messages waiting`);
+    }
+  }
+
+  /** What became of the packets. */
+  finish(): void {
+    for (const record of this.#world.packets.values()) {
+      if (record.deliveries > 1) this.#violate(`${describe(record)} was delivered ${record.deliveries} times`);
+      if (record.deliveries === 0 && !this.#isExcused(record))
+        this.#violate(`${describe(record)} was lost: ${record.losses.join(", ") || "it is nowhere"}`);
+    }
+  }
+
+  #checkAgent(machine: SimMachine): void {
+    const { agent } = machine;
+    if (!agent) return;
+    for (const peer of agent.engine.connections.peers) if (peer.awake) this.#awakeAt.set(peer, this.#world.now);
+    for (const [key, count] of agent.iceSessions) {
+      if (count > 1) this.#violate(`${machine.name} has ${count} ICE agents for ${key.slice(0, 6)}`);
+    }
+    if (agent.signal.queuedBytes > 128 * 1024)
+      this.#violate(`${machine.name} queues ${agent.signal.queuedBytes} bytes`);
+  }
+
+  #checkAgreement(a: SimMachine, b: SimMachine): void {
+    const { now, internet } = this.#world;
+    const name = `${a.name} and ${b.name}`;
+    if (!this.#signalWorks(a) || !this.#signalWorks(b) || a.peer(b).awake === b.peer(a).awake) {
+      this.#differSince.delete(name);
+      return;
+    }
+    const since = this.#differSince.get(name) ?? now;
+    this.#differSince.set(name, since);
+    const counted = now - Math.max(since, this.#disturbedAt + RECOVERY);
+    if (counted <= (internet.loss > 0 ? DISAGREEMENT_MAX_LOSSY : DISAGREEMENT_MAX)) return;
+    // An agent that died and came back is asleep to one that is awake to its former life, until that one says something.
+    const former = this.#knowsFormerLife(a, b) || this.#knowsFormerLife(b, a);
+    if (former && counted <= FORMER_LIFE_MAX) return;
+    this.#differSince.set(name, Number.POSITIVE_INFINITY);
+    const story = `${a.peer(b).status} (${a.peer(b).reason}) / ${b.peer(a).status} (${b.peer(a).reason})`;
+    this.#violate(`${name} differ about sleep for ${Math.round(counted)} ms: ${story}`);
+  }
+
+  #signalWorks(machine: SimMachine): boolean {
+    return machine.agent !== undefined && machine.online && !machine.suspended && machine.agent.signal.connected;
+  }
+
+  #knowsFormerLife(awake: SimMachine, other: SimMachine): boolean {
+    const { wokeAt } = awake.peer(other);
+    const started = this.#startedAt.get(other) ?? [];
+    if (wokeAt === undefined || started.length < 2) return false;
+    const wokenFor = awake.agent!.clock.now() - wokeAt;
+    return started.at(-1)! > this.#world.now - wokenFor;
+  }
+
+  /** Somebody wants this pair awake: a permanent end, or one that came back after a GO_IDLE. */
+  #isKept(machine: SimMachine, key: PublicKey): boolean {
+    const other = this.#world.machines.find(({ publicKey }) => publicKey === key)!;
+    if (!other.agent!.engine.connections.decisionOf(machine.publicKey).lazy) return true;
+    const kept = (at: SimMachine, of: SimMachine): boolean =>
+      at.peer(of).timeline.some(({ event }) => event === "kept-alive");
+    return kept(machine, other) || kept(other, machine);
+  }
+
+  #isExcused(record: PacketRecord): boolean {
+    const { from, to, losses, sentAt } = record;
+    if (losses.some((why) => EXCUSES.has(why) || why.endsWith(" died"))) return true;
+    const restarted = (machine: SimMachine): boolean =>
+      (this.#startedAt.get(machine) ?? []).slice(1).some((at) => at > sentAt - SESSION && at < sentAt + GIVE_UP);
+    if (losses.includes("drop-unknown-index") && (restarted(to) || restarted(from))) return true;
+    return losses.includes("drop-staged-given-up") && this.#world.now - sentAt > GIVE_UP;
+  }
+
+  #violate(text: string): void {
+    if (this.violations.length >= VIOLATIONS_MAX) return;
+    const line = `${Math.round(this.#world.now)} ms: ${text}`;
+    this.violations.push(line);
+    this.#world.trace?.(`VIOLATION ${line}`);
+  }
+}
+
+function describe({ id, from, to, sentAt }: PacketRecord): string {
+  return `packet ${id} of ${from.name} to ${to.name} at ${Math.round(sentAt)} ms`;
+}
