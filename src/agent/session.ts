@@ -82,7 +82,8 @@ export async function openSession(
     ),
   );
   const tunnel = new TunnelInterface(device.interfaceName);
-  await tunnel.apply(interfaceAddresses(own), []);
+  for (const problem of await tunnel.apply(interfaceAddresses(own), []))
+    log.warn("interface only in part", { problem });
   const signal = new SignalClient({ clock, log: log.with({ part: "signal" }) }, { ...infrastructure.signal, key });
   undo.defer(() => signal.close());
   const relay = new RelayClient({ clock, log: log.with({ part: "relay" }) }, { key: key.publicKey });

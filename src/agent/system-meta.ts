@@ -24,7 +24,10 @@ export function readSystemMeta(options: {
     networkAddresses: localAddresses(options.ownInterface),
     environment: {},
     flags: {},
-    capabilities: [PeerCapability.PeerCapabilitySourcePrefixes, PeerCapability.PeerCapabilityIPv6Overlay],
+    capabilities: [
+      PeerCapability.PeerCapabilitySourcePrefixes,
+      ...(hasIpv6() ? [PeerCapability.PeerCapabilityIPv6Overlay] : []),
+    ],
     // The classic map; the compact format is not read.
     syncMessageVersion: 0,
   });
@@ -39,6 +42,15 @@ function localAddresses(ownInterface: string | undefined): { netIP: string; mac:
     }
   }
   return addresses;
+}
+
+/** New interfaces of this machine may have IPv6 addresses; an overlay address could not be set otherwise. */
+function hasIpv6(): boolean {
+  try {
+    return readFileSync("/proc/sys/net/ipv6/conf/default/disable_ipv6", "utf8").trim() === "0";
+  } catch {
+    return false;
+  }
 }
 
 function readOsRelease(): { name: string; version: string } {

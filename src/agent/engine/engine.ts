@@ -261,9 +261,12 @@ export class Engine {
 
   #applyInterface(): void {
     const { tunnel, log } = this.#deps;
-    tunnel.apply(interfaceAddresses(this.#own), this.#routes()).catch((err: unknown) => {
-      log.error("interface not configured", { err: messageOf(err) });
-    });
+    tunnel.apply(interfaceAddresses(this.#own), this.#routes()).then(
+      (problems) => {
+        for (const problem of problems) log.warn("interface only in part", { problem });
+      },
+      (err: unknown) => log.error("interface not configured", { err: messageOf(err) }),
+    );
   }
 
   /** Routed networks, and peers outside of our own range: the interface's addresses cover the rest. */

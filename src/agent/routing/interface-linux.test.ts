@@ -44,3 +44,38 @@ test("an interface that is not there is an error that names the command", { skip
   `);
   assert.match(out, /^interface .*100\.90\.1\.2\/16 dev nope0.*Cannot find device/);
 });
+
+test("a machine without IPv6 gets the IPv4 address, and hears what failed", { skip: !root && "needs root" }, () => {
+  const out = inNamespace(`${prelude}
+    show("link"); execFileSync("sysctl", ["-qw", "net.ipv6.conf.all.disable_ipv6=1"]);
+    const problems = await tunnel.apply(p("100.90.1.2/16", "fd00:1::2/64"), p("10.1.0.0/16"));
+    console.log(show("-br", "address", "show", "dev", "t0"), show("route", "show", "dev", "t0"), JSON.stringify(problems));
+  `);
+  assert.match(out, /100\.90\.1\.2\/16/);
+  assert.match(out, /10\.1\.0\.0\/16/);
+  assert.match(out, /\["ip address replace fd00:1::2\/64 dev t0 nodad: .*disabled/i);
+});
+
+test("a routed network that is also the machine's own leaves the machine's route alone", {
+  skip: !root && "needs root",
+}, () => {
+  const out = inNamespace(`${prelude}
+    show("link", "add", "e0", "type", "veth", "peer", "name", "e1"); show("link", "set", "e1", "up"); show("link", "set", "e0", "up");
+    show("address", "add", "192.168.1.7/24", "dev", "e0");
+    await tunnel.apply(p("100.90.1.2/16"), p("192.168.1.0/24"));
+    show("link", "del", "t0");
+    console.log(show("route"), show("route", "get", "192.168.1.9"));
+  `);
+  assert.match(out, /192\.168\.1\.0\/24 dev e0/);
+  assert.match(out, /192\.168\.1\.9 dev e0/);
+});
+
+test("one route that cannot be made does not keep the others from being made", { skip: !root && "needs root" }, () => {
+  const out = inNamespace(`${prelude}
+    execFileSync("sysctl", ["-qw", "net.ipv6.conf.all.disable_ipv6=1"]);
+    const problems = await tunnel.apply(p("100.90.1.2/16"), p("10.1.0.0/16", "fd09::/48", "10.3.0.0/16"));
+    console.log(problems.length, show("route", "show", "dev", "t0"));
+  `);
+  assert.match(out, /^1 /);
+  assert.match(out, /10\.1\.0\.0\/16.*\n.*10\.3\.0\.0\/16/);
+});

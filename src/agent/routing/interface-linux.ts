@@ -3,6 +3,12 @@ import { formatPrefix, isV6, maskPrefix, type Prefix } from "#base/ip.ts";
 import { AgentError } from "../errors.ts";
 
 /**
+ * Metric of every route of the tunnel. A route of the machine's own (a connected LAN has 0, or 256 in IPv6) to the same
+ * network wins and is never replaced: a network that routes 192.168.1.0/24 must not cut a laptop off its own one.
+ */
+const ROUTE_METRIC = 5120;
+
+/**
  * Addresses and routes of the tunnel interface, by iproute2. Desired state goes in, the difference is applied; everything
  * hangs on the interface, so the kernel removes it all when the device closes or the process dies.
  */
@@ -10,7 +16,7 @@ export class TunnelInterface {
   readonly #name: string;
   #addresses = new Map<string, Prefix>();
   #routes = new Map<string, Prefix>();
-  #tail: Promise<void> = Promise.resolve();
+  #tail: Promise<unknown> = Promise.resolve();
 
   constructor(name: string) {
     this.#name = name;
@@ -19,15 +25,16 @@ export class TunnelInterface {
   /**
    * Makes the interface have exactly these addresses (with the network's prefix length) and routes, and be up.
    * A route that covers an address's own network is left to the kernel. Calls are carried out one after the other.
-   * Rejects with AgentError `interface`, naming the command that failed.
+   * Rejects with AgentError `interface`, naming the command that failed, when the interface is of no use; resolves with the
+   * commands of lesser weight that failed (IPv6 on a machine without it, a single route), which the next call tries again.
    */
-  apply(addresses: readonly Prefix[], routes: readonly Prefix[]): Promise<void> {
+  apply(addresses: readonly Prefix[], routes: readonly Prefix[]): Promise<readonly string[]> {
     const next = this.#tail.then(() => this.#apply(addresses, routes));
     this.#tail = next.catch(() => {});
     return next;
   }
 
-  async #apply(addresses: readonly Prefix[], routes: readonly Prefix[]): Promise<void> {
+  async #apply(addresses: readonly Prefix[], routes: readonly Prefix[]): Promise<readonly string[]> {
     const wantedAddresses = new Map(addresses.map((prefix) => [formatPrefix(prefix), prefix]));
     const connected = new Set(addresses.map((prefix) => formatPrefix(maskPrefix(prefix))));
     const wantedRoutes = new Map(
@@ -36,45 +43,55 @@ export class TunnelInterface {
         .map((prefix) => [formatPrefix(prefix), prefix] as const)
         .filter(([text]) => !connected.has(text)),
     );
-    const lines: string[] = [];
+    const removals: string[] = [];
+    const needed: string[] = [];
+    const wished = new Map<string, () => void>();
     for (const text of this.#routes.keys()) {
-      if (!wantedRoutes.has(text)) lines.push(`route del ${text} dev ${this.#name}`);
+      if (!wantedRoutes.has(text)) removals.push(this.#route("del", text));
     }
     for (const text of this.#addresses.keys()) {
-      if (!wantedAddresses.has(text)) lines.push(`address del ${text} dev ${this.#name}`);
-    }
-    for (const [text, prefix] of wantedAddresses) {
-      if (!this.#addresses.has(text)) {
-        lines.push(`address replace ${text} dev ${this.#name}${isV6(prefix.address) ? " nodad" : ""}`);
-      }
+      if (!wantedAddresses.has(text)) removals.push(`address del ${text} dev ${this.#name}`);
     }
     if (this.#addresses.size === 0) {
       // No link-local address: with one the kernel looks for routers and reports groups, packets that could wake an exit node.
-      lines.push(`link set ${this.#name} addrgenmode none`, `link set ${this.#name} up`);
+      removals.push(`link set ${this.#name} addrgenmode none`);
     }
+    for (const [text, prefix] of wantedAddresses) {
+      if (this.#addresses.has(text)) continue;
+      if (isV6(prefix.address)) {
+        const forget = (): unknown => this.#addresses.delete(text);
+        wished.set(`address replace ${text} dev ${this.#name} nodad`, forget);
+      } else needed.push(`address replace ${text} dev ${this.#name}`);
+    }
+    if (this.#addresses.size === 0) needed.push(`link set ${this.#name} up`);
     for (const text of wantedRoutes.keys()) {
-      if (!this.#routes.has(text)) lines.push(`route replace ${text} dev ${this.#name}`);
+      if (!this.#routes.has(text)) wished.set(this.#route("replace", text), () => this.#routes.delete(text));
     }
-    if (lines.length > 0) await runBatch(lines);
+    await run(removals);
+    const [failure] = await run(needed);
+    if (failure) throw new AgentError("interface", `ip ${failure.line}: ${failure.reason}`);
     this.#addresses = wantedAddresses;
     this.#routes = wantedRoutes;
+    const problems = await run([...wished.keys()]);
+    for (const { line } of problems) wished.get(line)?.();
+    return problems.map(({ line, reason }) => `ip ${line}: ${reason}`);
+  }
+
+  #route(verb: "replace" | "del", text: string): string {
+    return `route ${verb} ${text} dev ${this.#name} metric ${ROUTE_METRIC}`;
   }
 }
 
-/** Deletions of what is gone already, and settings that a kernel without IPv6 does not have, may fail. */
-const MAY_FAIL = / del | addrgenmode /;
-
-/** Runs lines of `ip`, those that may fail before the others. */
-async function runBatch(lines: readonly string[]): Promise<void> {
-  const optional = lines.filter((line) => MAY_FAIL.test(line));
-  const needed = lines.filter((line) => !MAY_FAIL.test(line));
-  if (optional.length > 0) await run(optional, true);
-  if (needed.length > 0) await run(needed, false);
+interface Failure {
+  readonly line: string;
+  readonly reason: string;
 }
 
-function run(lines: readonly string[], force: boolean): Promise<void> {
+/** Runs all lines in one process of `ip`; what failed. Throws AgentError `interface` when `ip` itself cannot run. */
+function run(lines: readonly string[]): Promise<Failure[]> {
+  if (lines.length === 0) return Promise.resolve([]);
   return new Promise((resolve, reject) => {
-    const child = spawn("ip", [...(force ? ["-force"] : []), "-batch", "-"], { stdio: ["pipe", "ignore", "pipe"] });
+    const child = spawn("ip", ["-force", "-batch", "-"], { stdio: ["pipe", "ignore", "pipe"] });
     let errors = "";
     child.stderr.setEncoding("utf8").on("data", (text: string) => {
       errors += text;
@@ -83,12 +100,24 @@ function run(lines: readonly string[], force: boolean): Promise<void> {
       const reason = cause.code === "ENOENT" ? "the command `ip` is missing (Debian: iproute2)" : cause.message;
       reject(new AgentError("interface", `cannot configure the interface: ${reason}`, { cause }));
     });
-    child.on("close", (code) => {
-      if (code === 0 || force) return resolve();
-      const failed = Number(/Command failed -:(\d+)/.exec(errors)?.[1] ?? Number.NaN);
-      const line = Number.isNaN(failed) ? lines.join("; ") : lines[failed - 1];
-      reject(new AgentError("interface", `ip ${line}: ${errors.trim().split("\n")[0] ?? `exit code ${code}`}`));
-    });
+    child.on("close", () => resolve(parseFailures(errors, lines)));
+    child.stdin.on("error", () => {});
     child.stdin.end(`${lines.join("\n")}\n`);
   });
+}
+
+/** `ip -batch` says why, then `Command failed -:LINE`. */
+function parseFailures(errors: string, lines: readonly string[]): Failure[] {
+  const failures: Failure[] = [];
+  let reason = "";
+  for (const text of errors.split("\n")) {
+    const failed = /^Command failed -:(\d+)/.exec(text);
+    if (!failed) {
+      if (text.trim() !== "") reason = text.trim();
+      continue;
+    }
+    failures.push({ line: lines[Number(failed[1]) - 1] ?? "", reason: reason || "failed" });
+    reason = "";
+  }
+  return failures;
 }
