@@ -26,6 +26,7 @@ class ScriptedDevice {
   readonly initiations: PublicKey[] = [];
   readonly activity = new Map<PublicKey, number>();
   readonly sent = new Map<PublicKey, number>();
+  readonly staged = new Map<PublicKey, number>();
 
   setPeer(key: PublicKey, config: DevicePeerConfig): void {
     this.modes.set(key, config.mode);
@@ -43,7 +44,11 @@ class ScriptedDevice {
   }
 
   peerStats(key: PublicKey): Partial<DevicePeerStats> {
-    return { lastDataRx: this.activity.get(key) ?? 0, lastDataTx: this.sent.get(key) ?? 0 };
+    return {
+      lastDataRx: this.activity.get(key) ?? 0,
+      lastDataTx: this.sent.get(key) ?? 0,
+      stagedBytes: this.staged.get(key) ?? 0,
+    };
   }
 
   /** A packet of the machine's own towards the peer. */
@@ -91,6 +96,7 @@ function setup(count = 1, lazy = true) {
         freshSession: () => ({ id: SessionId.create(), credentials: createCredentials() }),
         open: () => ({ check() {}, addRemoteCandidate() {}, suspect() {}, close() {} }),
       },
+        nat: { mapping: "unknown", udp: "unknown" },
       ownKey: PrivateKey.generate().publicKey,
       version: "0.76.0",
       wireguardPort: 51820,
@@ -175,6 +181,19 @@ test("a peer sleeps one threshold after its last traffic, tells the other side, 
 
 test("GO_IDLE puts a peer to sleep without an answer", () => {
   const { clock, device, sent, manager, keys } = setup();
+test("a peer that packets wait for does not sleep before they are given up", () => {
+  const { clock, device, sent, manager, keys } = setup();
+  const key = keys[0]!;
+  device.packetTo(key);
+  device.staged.set(key, 100);
+  clock.advance(THRESHOLD + 1_000);
+  manager.receiveSignal(key, createGoIdleBody());
+  assert.equal(manager.find(key)?.status, "connecting");
+  assert.equal(sent.at(-1)?.body.type, Body_Type.OFFER);
+  clock.advance(30_000);
+  assert.equal(manager.find(key)?.status, "idle");
+});
+
   device.packetTo(keys[0]!);
   device.established(keys[0]!);
   clock.advance(5_000);

@@ -1,6 +1,6 @@
 import type { networkInterfaces } from "node:os";
 import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
-import { prefixContains } from "#base/ip.ts";
+import { prefixContains, sameEndpoint } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock } from "#base/time.ts";
@@ -8,9 +8,16 @@ import type { Candidate } from "#ice/candidate.ts";
 import { StunDispatcher } from "#ice/dispatcher.ts";
 import { gatherHostCandidates, serverReflexiveCandidate } from "#ice/gather.ts";
 import { IceAgent } from "#ice/ice-agent.ts";
-import { MappedAddressCache } from "#ice/stun-client.ts";
-import { createCredentials, SessionId } from "#signal/protocol/offer.ts";
+import {
+  MAPPING_COMPARE_WINDOW,
+  type MappingBehaviour,
+  type MappingObservation,
+  MappingObserver,
+} from "#ice/mapping.ts";
+import { MappedAddressCache, type StunServerReport } from "#ice/stun-client.ts";
+import { createCredentials, type NatReport, SessionId } from "#signal/protocol/offer.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
+import { type DirectAttempt, DirectAttempts, outcomeOf } from "./direct-attempts.ts";
 import type { IceSession, IceSessionHandlers } from "./peer-connection.ts";
 import type { LocalSession } from "./peer-state.ts";
 
@@ -29,6 +36,21 @@ export interface DirectPathsOptions {
   readonly overlay: readonly Prefix[];
 }
 
+/** What is known of UDP between this machine and the world; for diagnosis. */
+export interface NatView extends NatReport {
+  readonly mapping6: MappingBehaviour;
+  readonly servers: readonly StunServerReport[];
+  readonly observations: readonly MappingObservation[];
+  /** Local addresses that are offered to peers, with the port of the socket. */
+  readonly addresses: readonly Endpoint[];
+}
+
+interface OpenAttempt {
+  readonly agent: IceAgent;
+  readonly at: number;
+  readonly candidates: Candidate[];
+}
+
 /**
  * The direct side of all peers: one STUN dispatcher and one cache of mapped addresses on the device's socket, one ICE agent
  * per awake peer. Nothing here costs anything for a peer that sleeps.
@@ -38,11 +60,15 @@ export class DirectPaths {
   readonly #deps: DirectPathsDeps;
   readonly #overlay: readonly Prefix[];
   readonly #cache: MappedAddressCache;
+  readonly #mapping: MappingObserver;
   readonly #dispatcher: StunDispatcher;
   readonly #unsubscribe: () => void;
   #servers: readonly Endpoint[] = [];
   /** A path died or was not found: the NAT may map us differently now, whatever the cache says. */
   #doubtMapping = false;
+  /** The open ICE agent of each awake peer, and what became of the one before. */
+  readonly #open = new Map<PublicKey, OpenAttempt>();
+  readonly #attempts = new DirectAttempts();
   readonly #sessions = new Set<{ add(candidate: Candidate): void; hosts: readonly Candidate[]; ufrag: string }>();
 
   constructor(deps: DirectPathsDeps, options: DirectPathsOptions) {
@@ -52,6 +78,11 @@ export class DirectPaths {
     const send = (datagram: Uint8Array, to: Endpoint, from?: Endpoint): void =>
       deps.device.sendDatagram(datagram, to, from);
     this.#cache = new MappedAddressCache({ clock: deps.clock, send });
+    this.#mapping = new MappingObserver({
+      clock: deps.clock,
+      isOwn: (mapped) => this.#hosts("").some(({ endpoint }) => sameEndpoint(endpoint, mapped)),
+    });
+    this.#cache.events.on("answered", ({ server, mapped }) => this.#mapping.note(server, mapped, "server"));
     this.#dispatcher = new StunDispatcher({ clock: deps.clock, cache: this.#cache });
     this.#unsubscribe = deps.device.events.on("stun", ({ datagram, from, to }) => {
       if (!this.#isOverlay(from.address)) this.#dispatcher.receive(datagram, from, to);
@@ -73,9 +104,38 @@ export class DirectPaths {
     return this.#cache.lastKnown(server);
   }
 
+  /** What the last answers say of the NAT; told to Perch agents with every OFFER and ANSWER. Asks nobody. */
+  get nat(): NatReport {
+    return { mapping: this.#mapping.behaviour(4), udp: this.#udp() };
+  }
+
+  /** The same with what it rests on. */
+  view(): NatView {
+    return {
+      ...this.nat,
+      mapping6: this.#mapping.behaviour(6),
+      servers: this.#servers.map((server) => this.#cache.report(server)),
+      observations: this.#mapping.observations(),
+      addresses: this.#hosts("").map(({ endpoint }) => endpoint),
+    };
+  }
+
+  /** Asks every STUN server anew; resolves when each has answered or is given up (QUERY_TIMEOUT). */
+  async askServers(): Promise<void> {
+    await Promise.all(this.#servers.map((server) => this.#cache.refresh(server)));
+  }
+
+  /** The search for a direct way to a peer that is under way, else the last one; undefined when there was none lately. */
+  attemptOf(peer: PublicKey): DirectAttempt | undefined {
+    const open = this.#open.get(peer);
+    const attempt = open && describeAttempt(open);
+    return attempt && attempt.pairs.length > 0 ? attempt : (this.#attempts.find(peer) ?? attempt);
+  }
+
   /** The machine is on another network: mapped addresses are asked again. */
   networkChanged(): void {
     this.#cache.forget();
+    this.#mapping.forget();
     this.setServers(this.#servers);
   }
 
@@ -114,21 +174,19 @@ export class DirectPaths {
       this.#doubtMapping = true;
       handlers.lost(reason, true);
     });
+    agent.events.on("mapped", ({ remote, mapped }) => this.#mapping.note(remote, mapped, "peer"));
+    const attempt: OpenAttempt = { agent, at: clock.wall(), candidates: [] };
+    this.#open.set(peer, attempt);
     const told = new Set<string>();
     const add = (candidate: Candidate): void => {
       const { address, port } = candidate.endpoint;
       if (told.has(`${address} ${port}`)) return;
       told.add(`${address} ${port}`);
+      attempt.candidates.push(candidate);
       agent.addLocalCandidate(candidate);
       handlers.candidate(candidate);
     };
-    const hosts = gatherHostCandidates({
-      port: device.listenPort,
-      ufrag,
-      ownInterfaces: [device.interfaceName],
-      overlay: this.#overlay,
-      ...(this.#deps.interfaces && { interfaces: this.#deps.interfaces() }),
-    });
+    const hosts = this.#hosts(ufrag);
     const session = { add, hosts, ufrag };
     this.#sessions.add(session);
     for (const host of hosts) add(host);
@@ -142,6 +200,7 @@ export class DirectPaths {
       close: () => {
         this.#sessions.delete(session);
         this.#dispatcher.unregister(agent);
+        this.#endAttempt(peer, attempt);
         agent.close();
       },
     };
@@ -151,6 +210,8 @@ export class DirectPaths {
     this.#unsubscribe();
     this.#cache.close();
     this.#sessions.clear();
+    this.#open.clear();
+    this.#attempts.clear();
   }
 
   /** The last known mapping is offered at once, even an old one: it is mostly still right. A fresh answer corrects it. */
@@ -167,7 +228,38 @@ export class DirectPaths {
     }
   }
 
+  #endAttempt(peer: PublicKey, attempt: OpenAttempt): void {
+    if (this.#open.get(peer) === attempt) this.#open.delete(peer);
+    const { outcome, ...rest } = describeAttempt(attempt);
+    if (rest.pairs.length > 0)
+      this.#attempts.keep(peer, { ...rest, outcome: outcome === "searching" ? "stopped" : outcome });
+  }
+
+  /** A server that is silent says nothing while another one, or a peer, answers. */
+  #udp(): NatReport["udp"] {
+    const reports = this.#servers.map((server) => this.#cache.report(server));
+    if (reports.some(({ answeredAt, silentAt }) => answeredAt !== undefined && silentAt === undefined)) return "works";
+    const recent = this.#deps.clock.now() - MAPPING_COMPARE_WINDOW;
+    if (this.#mapping.observations().some(({ by, at }) => by === "peer" && at >= recent)) return "works";
+    return reports.some(({ silentAt }) => silentAt !== undefined) ? "silent" : "unknown";
+  }
+
+  #hosts(ufrag: string): Candidate[] {
+    const { device, interfaces } = this.#deps;
+    return gatherHostCandidates({
+      port: device.listenPort,
+      ufrag,
+      ownInterfaces: [device.interfaceName],
+      overlay: this.#overlay,
+      ...(interfaces && { interfaces: interfaces() }),
+    });
+  }
+
   #isOverlay(address: IpAddress): boolean {
     return this.#overlay.some((prefix) => prefixContains(prefix, address));
   }
+}
+
+function describeAttempt({ agent, at, candidates }: OpenAttempt): DirectAttempt {
+  return { at, outcome: outcomeOf(agent.state), candidates: [...candidates], pairs: agent.pairs() };
 }

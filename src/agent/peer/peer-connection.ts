@@ -10,6 +10,7 @@ import {
   createGoIdleBody,
   createOfferBody,
   type IceCredentials,
+  type NatReport,
   parseOfferBody,
   type RelayAddress,
 } from "#signal/protocol/offer.ts";
@@ -69,6 +70,8 @@ export interface PeerDeps {
   readonly version: string;
   readonly wireguardPort: number;
   readonly presharedKey: PresharedKey | undefined;
+    /** Told to the remote for its diagnosis. */
+    readonly nat: NatReport;
   /** Called after every change of what status shows. */
   readonly changed: (peer: PeerConnection) => void;
 }
@@ -90,6 +93,24 @@ const KNOWN_DIRECT_LIFETIME: Millis = 10 * 60_000;
 const KEEPALIVE_SECONDS = 25;
 /** An OFFER is answered at most this often (signal document, section 9). */
 const ANSWER_INTERVAL: Millis = 200;
+/** What a negotiation showed so far; for diagnosis. */
+export interface NegotiationView {
+  /** What the last OFFER or ANSWER of the remote said, also before the last sleep; undefined when none ever came. */
+  readonly remote: RemoteHalf | undefined;
+  /** The last OFFER or ANSWER found the remote connected to the signal server; undefined when the server does not say. */
+  readonly delivered: boolean | undefined;
+  /** Handshake initiations since the last proof or path change. */
+  readonly initiations: number;
+}
+
+export interface RemoteHalf {
+  readonly perch: boolean;
+  /** It offers direct ways. */
+  readonly ice: boolean;
+  /** Absent from stock agents and older ones of ours. */
+  readonly nat: NatReport | undefined;
+}
+
 
 /**
  * One remote peer: runs the effects of its state machine against device, signal, relay and ICE, and keeps its timeline.
@@ -117,6 +138,8 @@ export class PeerConnection {
 
   constructor(deps: PeerDeps, info: PeerInfo, reason: string) {
     this.#deps = deps;
+  #remoteHalf: RemoteHalf | undefined;
+  #delivered: boolean | undefined;
     this.key = info.key;
     this.info = info;
     // Roles compare the base64 texts byte by byte (signal document, section 2.3).
@@ -176,6 +199,11 @@ export class PeerConnection {
     this.#setDevicePeer();
     this.#deps.changed(this);
   }
+  get negotiation(): NegotiationView {
+    const initiations = this.#state.kind === "awake" ? this.#state.initiations : 0;
+    return { remote: this.#remoteHalf, delivered: this.#delivered, initiations };
+  }
+
 
   post(event: PeerEvent): void {
     const before = this.status;
@@ -201,6 +229,8 @@ export class PeerConnection {
       }
       case Body_Type.CANDIDATE:
         this.#addRemoteCandidate(body.payload);
+        const { perch, credentials } = remote;
+        this.#remoteHalf = { perch: perch !== undefined, ice: credentials !== undefined, nat: perch?.nat };
         return;
       default:
         return;
@@ -333,14 +363,14 @@ export class PeerConnection {
   #sendHalf(type: "offer" | "answer"): void {
     const state = this.#state;
     if (state.kind !== "awake") return;
-    const { relay, version, wireguardPort } = this.#deps;
+    const { relay, version, wireguardPort, ice: direct } = this.#deps;
     // A remote that is known to have no ICE is told the same of us (signal document, section 2.6).
     const ice = state.ice > 0 && !(state.remote !== undefined && state.remote.credentials === undefined);
     const candidates = this.#candidates;
     const body = createOfferBody(type, {
       listenPort: wireguardPort,
       version,
-      perch: { candidates: ice ? candidates : [] },
+      perch: { candidates: ice ? candidates : [], nat: direct.nat },
       ...(relay.home && { relay: relay.home }),
       ...(ice && { credentials: state.local.credentials, sessionId: state.local.id }),
     });
@@ -359,6 +389,7 @@ export class PeerConnection {
 
   /** Sends candidates as messages of their own. */
   #tellCandidates(from: number): void {
+        this.#delivered = delivered;
     for (const payload of this.#candidates.slice(from)) this.#send(createCandidateBody(payload));
     this.#told = this.#candidates.length;
   }
