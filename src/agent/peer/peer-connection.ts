@@ -64,14 +64,14 @@ export interface PeerDeps {
   readonly ice: {
     readonly allowed: boolean;
     freshSession(): LocalSession;
+    /** Told to the remote for its diagnosis. */
+    readonly nat: NatReport;
     open(peer: PublicKey, controlling: boolean, local: LocalSession, handlers: IceSessionHandlers): IceSession;
   };
   readonly ownKey: PublicKey;
   readonly version: string;
   readonly wireguardPort: number;
   readonly presharedKey: PresharedKey | undefined;
-    /** Told to the remote for its diagnosis. */
-    readonly nat: NatReport;
   /** Called after every change of what status shows. */
   readonly changed: (peer: PeerConnection) => void;
 }
@@ -87,12 +87,6 @@ export interface PeerInfo {
   readonly agentVersion: string;
 }
 
-/** A direct endpoint that worked is worth one handshake message for this long after it was last used. */
-const KNOWN_DIRECT_LIFETIME: Millis = 10 * 60_000;
-/** Keepalive of an awake peer, in seconds, as stock agents set it. */
-const KEEPALIVE_SECONDS = 25;
-/** An OFFER is answered at most this often (signal document, section 9). */
-const ANSWER_INTERVAL: Millis = 200;
 /** What a negotiation showed so far; for diagnosis. */
 export interface NegotiationView {
   /** What the last OFFER or ANSWER of the remote said, also before the last sleep; undefined when none ever came. */
@@ -111,6 +105,12 @@ export interface RemoteHalf {
   readonly nat: NatReport | undefined;
 }
 
+/** A direct endpoint that worked is worth one handshake message for this long after it was last used. */
+const KNOWN_DIRECT_LIFETIME: Millis = 10 * 60_000;
+/** Keepalive of an awake peer, in seconds, as stock agents set it. */
+const KEEPALIVE_SECONDS = 25;
+/** An OFFER is answered at most this often (signal document, section 9). */
+const ANSWER_INTERVAL: Millis = 200;
 
 /**
  * One remote peer: runs the effects of its state machine against device, signal, relay and ICE, and keeps its timeline.
@@ -132,14 +132,14 @@ export class PeerConnection {
   /** How many of them the remote was told; undefined before the first OFFER or ANSWER of the ICE agent's life. */
   #told: number | undefined;
   #remoteIsPerch = false;
+  #remoteHalf: RemoteHalf | undefined;
+  #delivered: boolean | undefined;
   #knownDirect: { readonly endpoint: Endpoint; readonly until: Millis } | undefined;
   #answeredAt: Millis | undefined;
   #answerTimer: Timer | undefined;
 
   constructor(deps: PeerDeps, info: PeerInfo, reason: string) {
     this.#deps = deps;
-  #remoteHalf: RemoteHalf | undefined;
-  #delivered: boolean | undefined;
     this.key = info.key;
     this.info = info;
     // Roles compare the base64 texts byte by byte (signal document, section 2.3).
@@ -193,17 +193,17 @@ export class PeerConnection {
     return this.#state.kind === "awake" ? this.#state.direct?.rtt : undefined;
   }
 
+  get negotiation(): NegotiationView {
+    const initiations = this.#state.kind === "awake" ? this.#state.initiations : 0;
+    return { remote: this.#remoteHalf, delivered: this.#delivered, initiations };
+  }
+
   /** The map changed what it says of this peer; allowed IPs are replaced without touching session or path. */
   update(info: PeerInfo): void {
     this.info = info;
     this.#setDevicePeer();
     this.#deps.changed(this);
   }
-  get negotiation(): NegotiationView {
-    const initiations = this.#state.kind === "awake" ? this.#state.initiations : 0;
-    return { remote: this.#remoteHalf, delivered: this.#delivered, initiations };
-  }
-
 
   post(event: PeerEvent): void {
     const before = this.status;
@@ -223,14 +223,14 @@ export class PeerConnection {
       case Body_Type.ANSWER: {
         const remote = parseOfferBody(body);
         if (!remote) return;
+        const { perch, credentials } = remote;
+        this.#remoteHalf = { perch: perch !== undefined, ice: credentials !== undefined, nat: perch?.nat };
         this.post({ kind: body.type === Body_Type.OFFER ? "offer" : "answer", remote });
         for (const text of remote.perch?.candidates ?? []) this.#addRemoteCandidate(text);
         return;
       }
       case Body_Type.CANDIDATE:
         this.#addRemoteCandidate(body.payload);
-        const { perch, credentials } = remote;
-        this.#remoteHalf = { perch: perch !== undefined, ice: credentials !== undefined, nat: perch?.nat };
         return;
       default:
         return;
@@ -380,6 +380,7 @@ export class PeerConnection {
     // A stock agent has no ICE agent to put candidates into before it read OFFER or ANSWER: only then send them (W2).
     sent.then(
       ({ delivered }) => {
+        this.#delivered = delivered;
         if (delivered === false) this.note("signal", "the peer is not connected to the signal server");
         if (ice && !this.#remoteIsPerch && candidates === this.#candidates) this.#tellCandidates(0);
       },
@@ -389,7 +390,6 @@ export class PeerConnection {
 
   /** Sends candidates as messages of their own. */
   #tellCandidates(from: number): void {
-        this.#delivered = delivered;
     for (const payload of this.#candidates.slice(from)) this.#send(createCandidateBody(payload));
     this.#told = this.#candidates.length;
   }
