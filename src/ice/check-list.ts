@@ -1,7 +1,7 @@
 import { unreachable } from "#base/errors.ts";
 import { type Endpoint, isV6, sameEndpoint } from "#base/ip.ts";
 import type { Millis } from "#base/time.ts";
-import type { Candidate } from "./candidate.ts";
+import { type Candidate, candidatePriority } from "./candidate.ts";
 import {
   beginSuspicion,
   createSelection,
@@ -37,6 +37,7 @@ import {
   RELAY_ACCEPTANCE,
   RENOMINATION_WINDOW,
   STOCK_NAT_ACCEPTANCE,
+  SUSPECT_REST,
   TRIGGERED_MIN_GAP,
 } from "./timing.ts";
 
@@ -213,10 +214,21 @@ export class CheckList {
 
   /**
    * Other evidence says that the selected path may be dead: three checks, SUSPECT_GAP apart, decide. The other pairs are
-   * checked too, so that one that works can take over. Without a selected pair, or under suspicion already, no effect.
+   * checked too, so that one that works can take over; `heardFrom` becomes one of them. Without a selected pair, under
+   * suspicion already, or soon after the last one nothing happens.
    */
-  suspect(now: Millis): CheckEffect[] {
-    if (this.#state.kind === "selected") this.#suspect(this.#state.selection, now);
+  suspect(now: Millis, heardFrom?: Endpoint): CheckEffect[] {
+    if (this.#state.kind !== "selected") return this.advance(now);
+    const { selection } = this.#state;
+    if (selection.suspicion || now - selection.suspectedAt < SUSPECT_REST) return this.advance(now);
+    if (heardFrom && !this.#options.stock && !this.#pairs.has(pairKey(heardFrom))) {
+      const pair = createPair(remoteReflexive(heardFrom, candidatePriority("prflx"), undefined));
+      if (this.#countRemotes(true) < MAX_REMOTE_REFLEXIVE) {
+        this.#addPair(pair, now);
+        this.#startChecks(pair, now);
+      }
+    }
+    this.#suspect(selection, now);
     return this.advance(now);
   }
 

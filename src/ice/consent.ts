@@ -24,12 +24,14 @@ export interface Selection {
   unanswered: number;
   nextAt: Millis;
   suspicion: { readonly since: Millis; sent: number } | undefined;
+  /** When the last suspicion began. */
+  suspectedAt: Millis;
 }
 
 export function createSelection(pair: ValidPair, confirmed: boolean, now: Millis): Selection {
   // A pair that answered long ago is checked at once.
   const nextAt = Math.max(now, pair.state.answeredAt + CONSENT_INTERVAL);
-  return { pair, since: now, confirmed, unanswered: 0, nextAt, suspicion: undefined };
+  return { pair, since: now, confirmed, unanswered: 0, nextAt, suspicion: undefined, suspectedAt: Number.NEGATIVE_INFINITY };
 }
 
 /** A check went out; sets when the next one is due. */
@@ -62,6 +64,7 @@ export function noteConsentAnswered(selection: Selection, sentAt: Millis, hurry:
 export function beginSuspicion(selection: Selection, now: Millis): boolean {
   if (selection.suspicion) return false;
   selection.suspicion = { since: now, sent: 0 };
+  selection.suspectedAt = now;
   selection.nextAt = now;
   return true;
 }

@@ -195,9 +195,14 @@ export class IceAgent {
     }
   }
 
-  /** Other evidence (WireGuard's silence, a send error) says that the selected path may be dead: decide within 0.6 s. */
-  suspect(): void {
-    if (this.#session && !this.#closed) this.#run(this.#session.list.suspect(this.#clock.now()));
+  /**
+   * Other evidence (WireGuard's silence, a send error) says that the selected path may be dead: decide within 0.6 s. The
+   * remote may have been heard from another place meanwhile, which is checked too.
+   */
+  suspect(heardFrom?: Endpoint): void {
+    if (!this.#session || this.#closed) return;
+    const isForbidden = heardFrom !== undefined && this.#options.isForbidden?.(heardFrom.address) === true;
+    this.#run(this.#session.list.suspect(this.#clock.now(), isForbidden ? undefined : heardFrom));
   }
 
   pairs(): PairSnapshot[] {

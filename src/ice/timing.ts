@@ -36,6 +36,8 @@ export const CONSENT_TIMEOUT: Millis = 6_000;
 /** Under suspicion: this many checks, this far apart, and the path is lost one gap (or 1.5 round trips) after the last. */
 export const SUSPECT_CHECKS = 3;
 export const SUSPECT_GAP: Millis = 200;
+/** From one suspicion to the next from outside: a flow in one direction, which nothing answers, would check without end. */
+export const SUSPECT_REST: Millis = 1_000;
 
 /** Most remote candidates an agent keeps, signalled and peer-reflexive ones. */
 export const MAX_REMOTE_SIGNALLED = 48;

@@ -233,6 +233,41 @@ describe("living", () => {
     });
   }
 
+  test("evidence that goes on without a broken path costs one check a second", async () => {
+    const network = new Network();
+    const [a, b] = createPairOfPeers(network, ["none", "none"]);
+    signalBetween(a, b);
+    await network.advance(5_000);
+    const sentBefore = network.sent;
+    for (let i = 0; i < 50; i++) {
+      a.agent.suspect();
+      await network.advance(100);
+    }
+    assert.equal(a.agent.state, "selected");
+    // A check and its answer each: five of suspicion, and the consent of both sides.
+    assert.ok(network.sent - sentBefore <= 2 * (5 + 2 * 3), `${network.sent - sentBefore} datagrams`);
+    a.close();
+    b.close();
+  });
+
+  test("a remote that is heard from another mapping is followed there within a second, without a loss", async () => {
+    const network = new Network();
+    const [a, b] = createPairOfPeers(network, ["address", "address"]);
+    signalBetween(a, b);
+    await network.advance(5_000);
+    b.host.nat.rebind();
+    // A packet of b's, from the new mapping, is what a's WireGuard hears; b itself knows nothing yet.
+    const heardFrom = b.host.nat.translateOut(b.host.endpoint, b.selected!.endpoint)!;
+    a.agent.suspect(heardFrom);
+    await network.advance(1_000);
+    assert.ok(sameEndpoint(a.selected?.endpoint, heardFrom), "a sends to the new mapping");
+    await network.advance(10_000);
+    assert.equal(a.lostAt ?? b.lostAt, undefined);
+    assert.ok(onSamePath(a, b));
+    a.close();
+    b.close();
+  });
+
   test("both sides restart at once with new credentials and meet again, old messages notwithstanding", async () => {
     const network = new Network();
     const [a, b] = createPairOfPeers(network, ["port", "address"]);
