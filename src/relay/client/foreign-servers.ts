@@ -130,8 +130,13 @@ export class ForeignServers {
     return this.#servers.get(url)?.interest.has(peer) === true;
   }
 
-  noteNetworkChange(): void {
+  /** All connections are asked for a sign of life. */
+  probe(): void {
     for (const { connection } of this.#servers.values()) connection?.probe();
+  }
+
+  noteNetworkChange(): void {
+    this.probe();
     this.retryNow();
   }
 

@@ -249,6 +249,12 @@ export class RelayClient implements AsyncDisposable {
     this.#foreign.noteNetworkChange();
   }
 
+  /** Something else suggests that the network does not carry any more: the relays are asked for a sign of life. */
+  probe(): void {
+    this.#home.connection?.probe();
+    this.#foreign.probe();
+  }
+
   /** Says Close to all relays; idempotent. */
   async close(): Promise<void> {
     if (this.#closed) return;

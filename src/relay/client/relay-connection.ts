@@ -32,6 +32,8 @@ export const PING_INTERVAL_MS: Millis = 15_000;
 export const PING_TIMEOUT_MS: Millis = 7_000;
 /** The same after a change of network. */
 export const QUICK_PING_TIMEOUT_MS: Millis = 2_000;
+/** Between two such probes; longer than one takes. */
+export const PROBE_GAP_MS: Millis = 3_000;
 
 /** Limits of what waits to be sent; see FlowQueue. */
 const QUEUE = { maxBytes: 256 * 1024, maxAgeMs: 250, maxHandshakeBytes: 64 * 1024 } as const;
@@ -80,6 +82,8 @@ export class RelayConnection {
   #instanceUrl: string | undefined;
   #timer: Timer | undefined;
   #pingSentAt: Millis | undefined;
+  /** The latest `probe`. */
+  #probedAt: Millis = Number.NEGATIVE_INFINITY;
   #rtt: Millis | undefined;
 
   constructor(deps: { readonly clock: Clock }, options: RelayConnectionOptions, events: RelayConnectionEvents) {
@@ -165,9 +169,11 @@ export class RelayConnection {
     for (const message of encodePeerList(RelayType.unsubscribe, peers)) this.#writer.pushOwn(message);
   }
 
-  /** Asks for a sign of life now; without one in time the connection is lost. */
+  /** Asks for a sign of life now, unless that was done a moment ago; without one in time the connection is lost. */
   probe(): void {
-    if (this.#phase === "ready") this.#ping(QUICK_PING_TIMEOUT_MS);
+    if (this.#phase !== "ready" || this.#clock.now() - this.#probedAt < PROBE_GAP_MS) return;
+    this.#probedAt = this.#clock.now();
+    this.#ping(QUICK_PING_TIMEOUT_MS);
   }
 
   /** Says Close and leaves; what waits is still sent. Resolves when the socket is gone. */

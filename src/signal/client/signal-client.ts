@@ -21,6 +21,8 @@ export const SILENCE_MS: Millis = 30_000;
 export const PROBE_TIMEOUT_MS: Millis = 10_000;
 /** The same after a change of network, when a broken connection is likely. */
 export const QUICK_PROBE_TIMEOUT_MS: Millis = 3_000;
+/** What doubts the network asks for a sign of life no more often than this. */
+export const PROBE_GAP_MS: Millis = 3_000;
 /** The first attempt after losing a connection that had lasted comes within this time. */
 export const QUICK_RETRY_MS: Millis = 200;
 /** A registration that lasted so long starts the backoff anew; two agents with one key do not chase each other. */
@@ -90,6 +92,7 @@ export class SignalClient implements AsyncDisposable {
   #state: State = { kind: "idle" };
   #watch: Timer | undefined;
   #lastFrameAt: Millis = 0;
+  #probedAt: Millis = Number.NEGATIVE_INFINITY;
   /** Frames of any kind ever received. */
   #frames = 0;
 
@@ -145,8 +148,18 @@ export class SignalClient implements AsyncDisposable {
   /** The machine's addresses or routes changed: try now, or make sure that the connection still works. */
   noteNetworkChange(): void {
     this.#backoff.reset();
-    if (this.#state.kind === "waiting") this.#connect();
-    else if (this.#state.kind === "connected") this.#probe(this.#state.connection, QUICK_PROBE_TIMEOUT_MS);
+    if (this.#state.kind === "waiting") return this.#connect();
+    if (this.#state.kind !== "connected") return;
+    const { connection } = this.#state;
+    if (!connection.isOrphaned) return this.#probe(connection, QUICK_PROBE_TIMEOUT_MS);
+    this.#connect();
+    this.events.emit("state", { connected: false });
+  }
+
+  /** Something else suggests that the network does not carry any more: asks the server for a sign of life. */
+  probe(): void {
+    if (this.#state.kind !== "connected" || this.#clock.now() - this.#probedAt < PROBE_GAP_MS) return;
+    this.#probe(this.#state.connection, QUICK_PROBE_TIMEOUT_MS);
   }
 
   /** Ends the stream; messages that wait fail with `signal-closed`. Idempotent. */
@@ -262,6 +275,7 @@ export class SignalClient implements AsyncDisposable {
   #probe(connection: SignalConnection, timeoutMs: Millis): void {
     const { key } = this.#options;
     const frames = this.#frames;
+    this.#probedAt = this.#clock.now();
     let answered = false;
     connection.ping(() => {
       answered = true;

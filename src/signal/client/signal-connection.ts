@@ -1,5 +1,6 @@
 import { type ClientHttp2Session, type ClientHttp2Stream, connect, constants } from "node:http2";
-import { connect as connectTcp } from "node:net";
+import { connect as connectTcp, type Socket } from "node:net";
+import { networkInterfaces } from "node:os";
 import { connect as connectTls } from "node:tls";
 import { messageOf } from "#base/errors.ts";
 import type { PublicKey } from "#base/keys.ts";
@@ -50,6 +51,7 @@ export class SignalConnection {
   readonly #options: SignalConnectionOptions;
   readonly #events: SignalConnectionEvents;
   readonly #session: ClientHttp2Session;
+  #socket: Socket | undefined;
   #over = false;
 
   constructor(deps: { readonly clock: Clock }, options: SignalConnectionOptions, events: SignalConnectionEvents) {
@@ -59,8 +61,8 @@ export class SignalConnection {
     const { host, port, tls, ca } = options;
     const authority = `${tls ? "https" : "http"}://${host.includes(":") ? `[${host}]` : host}:${port}`;
     this.#session = connect(authority, {
-      createConnection: () =>
-        tls
+      createConnection: () => {
+        this.#socket = tls
           ? connectTls({
               host,
               port,
@@ -68,7 +70,9 @@ export class SignalConnection {
               ...(!/^[\d.]+$|:/.test(host) && { servername: host }),
               ...(ca !== undefined && { ca }),
             }).setNoDelay(true)
-          : connectTcp({ host, port, noDelay: true }),
+          : connectTcp({ host, port, noDelay: true });
+        return this.#socket;
+      },
     });
     this.#session.on("error", (error) => this.#lose("signal-unreachable", messageOf(error), error));
     this.#session.on("goaway", (code) => this.#lose("signal-unreachable", `server is going away (${code})`));
@@ -140,6 +144,14 @@ export class SignalConnection {
       timer.cancel();
       stream.close(constants.NGHTTP2_CANCEL);
     };
+  }
+
+  /** The connection began at an address that the machine does not have any more: nothing will come back on it. */
+  get isOrphaned(): boolean {
+    const local = this.#socket?.localAddress?.replace(/^::ffff:/, "");
+    if (local === undefined) return false;
+    const own = Object.values(networkInterfaces()).flatMap((entries) => entries ?? []);
+    return !own.some(({ address }) => address === local);
   }
 
   /** HTTP/2 ping; `done` is called when the answer comes, perhaps never. */
