@@ -9,6 +9,7 @@ import {
   COOKIE_NONCE_BYTES,
   COOKIE_REPLY,
   COOKIE_REPLY_BYTES,
+  COOKIE_SECRET_BYTES,
   INITIATION,
   MAC_BYTES,
   MessageType,
@@ -24,7 +25,6 @@ import {
  */
 
 const NO_MAC2 = new Uint8Array(MAC_BYTES);
-const SECRET_BYTES = 32;
 
 /** Randomness of the responder, replaceable for test vectors. */
 export type CookieRandom = (bytes: number) => Uint8Array;
@@ -33,12 +33,19 @@ export type CookieRandom = (bytes: number) => Uint8Array;
 export class CookieChecker {
   readonly #local: LocalIdentity;
   readonly #random: CookieRandom;
+  readonly #secretChanged: (secret: Uint8Array) => void;
   #secret: Uint8Array | undefined;
   #secretFrom: Millis = 0;
 
-  constructor(local: LocalIdentity, random: CookieRandom = (bytes) => new Uint8Array(randomBytes(bytes))) {
+  /** `secretChanged` gets each new secret, to read and not to keep: it is wiped when the next one comes. */
+  constructor(
+    local: LocalIdentity,
+    random: CookieRandom = (bytes) => new Uint8Array(randomBytes(bytes)),
+    secretChanged: (secret: Uint8Array) => void = () => {},
+  ) {
     this.#local = local;
     this.#random = random;
+    this.#secretChanged = secretChanged;
   }
 
   /** Whether an initiation or response is addressed to us; cheap, before anything else. */
@@ -61,8 +68,9 @@ export class CookieChecker {
   createReply(refused: Uint8Array, source: Uint8Array, now: Millis): Uint8Array {
     if (!this.#secret || now - this.#secretFrom >= COOKIE_REFRESH_TIME) {
       this.#secret?.fill(0);
-      this.#secret = this.#random(SECRET_BYTES);
+      this.#secret = this.#random(COOKIE_SECRET_BYTES);
       this.#secretFrom = now;
+      this.#secretChanged(this.#secret);
     }
     const at = handshakeMac1(refused);
     const cookie = mac(this.#secret, source);

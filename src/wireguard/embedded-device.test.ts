@@ -35,6 +35,7 @@ class RecordingPlane implements Plane {
   readonly interfaceName = "wg-test";
   readonly listenPort = 51820;
   handshakeLoad = 0;
+  setCookieSecret(): void {}
   readonly calls: string[] = [];
   readonly sent: { readonly datagram: Uint8Array; readonly to: Endpoint; readonly from: Endpoint | undefined }[] = [];
   readonly sessions: { readonly slot: number; readonly keys: SessionKeys; readonly sendKey: string }[] = [];

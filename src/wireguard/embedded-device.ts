@@ -15,6 +15,7 @@ import type {
 } from "./device.ts";
 import type { SessionKeys } from "./handshake.ts";
 import { type HandshakeAction, HandshakeManager, type HandshakeTiming, PROTOCOL_TIMING } from "./handshake-manager.ts";
+import { LocalIdentity } from "./identity.ts";
 import { INITIATION_BYTES, RESPONSE_BYTES } from "./messages.ts";
 import { NO_PATH, NO_PATHS, type PeerRow, PeerTable } from "./peer-table.ts";
 import { DataPlane, type DataPlaneOptions, type PlaneSource } from "./worker/data-plane.ts";
@@ -51,6 +52,7 @@ export type Plane = Pick<
   | "interfaceName"
   | "listenPort"
   | "handshakeLoad"
+  | "setCookieSecret"
   | "addPeer"
   | "removePeer"
   | "setAsleep"
@@ -91,6 +93,7 @@ export async function createEmbeddedDevice(
     mtu,
     peerCapacity,
     logger: deps.log,
+    mac1Key: new LocalIdentity(options.privateKey).mac1Key,
     limits: { rekeyTimeout, jitter, ...options.sessionLimits },
     ...(fwmark === undefined ? {} : { fwmark }),
     ...(offload === undefined ? {} : { offload }),
@@ -130,8 +133,11 @@ export class EmbeddedDevice implements WireGuardDevice {
     this.#plane = deps.plane;
     this.mtu = options.mtu;
     this.#peers = new PeerTable(options.peerCapacity ?? DEFAULT_PEER_CAPACITY);
-    const wall = (): number => this.#clock.wall();
-    this.#handshakes = new HandshakeManager({ wall }, options.privateKey, options.handshakeRetry);
+    const handshakeDeps = {
+      wall: (): number => this.#clock.wall(),
+      cookieSecretChanged: (secret: Uint8Array) => this.#plane.setCookieSecret(secret),
+    };
+    this.#handshakes = new HandshakeManager(handshakeDeps, options.privateKey, options.handshakeRetry);
     this.publicKey = this.#handshakes.local.publicKey;
     this.#listen();
   }

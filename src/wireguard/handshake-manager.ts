@@ -116,6 +116,8 @@ export interface HandshakeManagerDeps {
   readonly random?: () => number;
   /** Default: a new pair for each handshake, which is the only right thing outside of tests. */
   readonly ephemeral?: () => Ephemeral;
+  /** Gets each new secret of cookies, to read and not to keep. */
+  readonly cookieSecretChanged?: (secret: Uint8Array) => void;
 }
 
 /**
@@ -187,7 +189,7 @@ export class HandshakeManager {
 
   constructor(deps: HandshakeManagerDeps, privateKey: PrivateKey, timing: Partial<HandshakeTiming> = {}) {
     this.local = new LocalIdentity(privateKey);
-    this.#checker = new CookieChecker(this.local);
+    this.#checker = new CookieChecker(this.local, undefined, deps.cookieSecretChanged);
     this.#timestamps = new Tai64nClock(deps.wall);
     this.#random = deps.random ?? Math.random;
     this.#ephemeral = deps.ephemeral ?? generateEphemeral;

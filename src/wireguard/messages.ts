@@ -25,6 +25,8 @@ export const MIN_TRANSPORT_BYTES = 32;
 export const TAG_BYTES = 16;
 export const MAC_BYTES = 16;
 export const COOKIE_BYTES = 16;
+/** Of the responder's secret; never on the wire. */
+export const COOKIE_SECRET_BYTES = 32;
 export const COOKIE_NONCE_BYTES = 24;
 export const TIMESTAMP_BYTES = 12;
 

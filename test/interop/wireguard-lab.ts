@@ -83,16 +83,16 @@ export class Lab implements AsyncDisposable {
     await run("ip", ["-n", namespace, ...args]);
   }
 
-  /** `silent`: all output is dropped (wireguard-go greets with a banner). `ipc`: with a channel for messages. */
+  /** `silent`: all output is dropped (wireguard-go greets with a banner). `ipc`: with a channel for messages. `input`: with stdin. */
   spawn(
     namespace: string,
     program: string,
     args: readonly string[],
-    mode: "plain" | "silent" | "ipc" = "plain",
+    mode: "plain" | "silent" | "ipc" | "input" = "plain",
   ): ChildProcess {
+    const stdin = mode === "input" ? "pipe" : "ignore";
     const child = spawn("ip", ["netns", "exec", namespace, program, ...args], {
-      stdio:
-        mode === "silent" ? "ignore" : ["ignore", "pipe", "inherit", ...(mode === "ipc" ? (["ipc"] as const) : [])],
+      stdio: mode === "silent" ? "ignore" : [stdin, "pipe", "inherit", ...(mode === "ipc" ? (["ipc"] as const) : [])],
     });
     this.#children.push(child);
     return child;

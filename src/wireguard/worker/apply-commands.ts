@@ -1,4 +1,6 @@
 import { unreachable } from "#base/errors.ts";
+import { COOKIE_SECRET_BYTES } from "../messages.ts";
+import type { HandshakeGate } from "./handshake-gate.ts";
 import { PathKind, type Peer, type Peers } from "./peers.ts";
 import type { Receiver } from "./receive.ts";
 import { Command, FAMILY_RELAY, RecordField } from "./records.ts";
@@ -24,6 +26,7 @@ export interface ApplyDeps {
   readonly reporter: Reporter;
   readonly stats: Stats;
   readonly queue: SendQueue;
+  readonly gate: HandshakeGate;
   readonly transmitter: Transmitter;
   readonly receiver: Receiver;
 }
@@ -72,6 +75,12 @@ export class CommandApplier {
     const argument = view.getUint32(at + RecordField.argument, true);
     if (command === Command.setMtu) {
       this.#deps.transmitter.mtu = argument;
+      return;
+    }
+    if (command === Command.setCookieSecret) {
+      const secret = ring.bytes.subarray(at + RecordField.payload, at + RecordField.payload + COOKIE_SECRET_BYTES);
+      this.#deps.gate.setCookieSecret(secret);
+      secret.fill(0);
       return;
     }
     if (command === Command.addPeer) {

@@ -10,6 +10,7 @@ import { closeUdpPair, openUdpPair, type UdpPair } from "#net/udp-linux.ts";
 import { sendDatagram } from "#net/udp-send.ts";
 import { closeTun, openTun, setInterfaceMtu, type Tun } from "#tun/linux.ts";
 import type { DevicePath, PacketSummary } from "../device.ts";
+import { COOKIE_SECRET_BYTES } from "../messages.ts";
 import { type CommandRecord, CommandSender } from "./commands.ts";
 import { PROTOCOL_LIMITS, type SessionLimits } from "./limits.ts";
 import { Command, FAMILY_RELAY, type HandshakeReason, SESSION_PAYLOAD_BYTES } from "./records.ts";
@@ -31,6 +32,8 @@ export interface DataPlaneOptions {
   readonly logger?: Logger;
   /** What the start-up probing may use; each default true. For tests and to go around a broken driver. */
   readonly offload?: OffloadOptions;
+  /** `LocalIdentity.mac1Key`: handshake messages whose mac1 is wrong are dropped in the worker. Default: main gets all. */
+  readonly mac1Key?: Int32Array;
   /** Lowered by tests only. */
   readonly limits?: Partial<SessionLimits>;
 }
@@ -214,6 +217,7 @@ export class DataPlane implements AsyncDisposable {
       stats: Stats.create(options.peerCapacity ?? DEFAULT_PEER_CAPACITY).buffer,
       clockOffset: Number(process.hrtime.bigint()) / 1e6 - performance.now(),
       limits: { ...PROTOCOL_LIMITS, ...options.limits },
+      mac1Key: options.mac1Key,
     };
     const worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData: start, name: "perch-data" });
     const exited = new Promise<void>((done) => worker.once("exit", () => done()));
@@ -294,6 +298,23 @@ export class DataPlane implements AsyncDisposable {
   /** How full the queue of handshake and STUN messages is, 0 to 1; from 1/8 on the device is "under load" (paper 5.3). */
   get handshakeLoad(): number {
     return this.#datagramRing.used / this.#datagramRing.capacity;
+  }
+
+  /**
+   * The secret that cookies are made with: the worker tells by it who proved the source address, whose messages go first
+   * under load. Copied: the caller wipes its own.
+   */
+  setCookieSecret(secret: Uint8Array): void {
+    const copy = secret.slice();
+    this.#commands.send({
+      opcode: Command.setCookieSecret,
+      slot: 0,
+      payloadBytes: COOKIE_SECRET_BYTES,
+      fill: (bytes, at) => {
+        bytes.set(copy, at);
+        copy.fill(0);
+      },
+    });
   }
 
   /** The slot must be free. An asleep peer is a row in a table. */

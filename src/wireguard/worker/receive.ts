@@ -3,6 +3,7 @@ import { COOKIE_REPLY_BYTES, INITIATION_BYTES, MessageType, RESPONSE_BYTES } fro
 import type { Aead } from "./aead-evp.ts";
 import type { Arena } from "./arena.ts";
 import type { Coalescer } from "./coalesce.ts";
+import type { HandshakeGate } from "./handshake-gate.ts";
 import { ipLength } from "./inner-packet.ts";
 import type { SessionLimits } from "./limits.ts";
 import { PathKind, type Peer } from "./peers.ts";
@@ -31,6 +32,7 @@ export interface ReceiveDeps {
   readonly routes: Routes;
   readonly timers: Timers;
   readonly reporter: Reporter;
+  readonly gate: HandshakeGate;
   readonly stats: Stats;
   readonly applyCommands: () => void;
   readonly coalescer: Coalescer;
@@ -119,6 +121,7 @@ export class Receiver {
         (type === MessageType.response && length === RESPONSE_BYTES) ||
         (type === MessageType.cookieReply && length === COOKIE_REPLY_BYTES)
       ) {
+        if (type !== MessageType.cookieReply && !this.#deps.gate.admits(at, type, source, relaySlot, this.now)) return;
         const slot = Math.max(relaySlot, 0);
         this.#deps.reporter.datagram(Report.handshake, at, length, source, slot, local, this.now);
         return;

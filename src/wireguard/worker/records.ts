@@ -62,6 +62,8 @@ export const Command = {
   inject: 12,
   /** argument: bytes. */
   setMtu: 13,
+  /** payload: the secret that cookies are made with, 32 bytes. */
+  setCookieSecret: 14,
 } as const;
 export type Command = (typeof Command)[keyof typeof Command];
 

@@ -34,6 +34,8 @@ export const DEVICE_COUNTERS = [
   "drop-truncated",
   "drop-unknown-type",
   "drop-relay-mismatch",
+  "drop-mac1",
+  "drop-unproved-source",
   "drop-handshake-queue",
   "drop-relay-queue",
   "drop-no-route",

@@ -28,6 +28,8 @@ export interface WorkerStart {
   /** `process.hrtime` in ms minus main's `performance.now()`: makes the worker's clock main's. */
   readonly clockOffset: number;
   readonly limits: SessionLimits;
+  /** State of the mac1 MAC after its key block; undefined lets every handshake message through. */
+  readonly mac1Key: Int32Array | undefined;
 }
 
 /** What the worker posts besides the bare number that says "look into the rings". A fault is its last word. */

@@ -5,6 +5,7 @@ import { Aead } from "./aead-evp.ts";
 import { CommandApplier } from "./apply-commands.ts";
 import { Arena } from "./arena.ts";
 import { Coalescer } from "./coalesce.ts";
+import { HandshakeGate } from "./handshake-gate.ts";
 import { Peers } from "./peers.ts";
 import { Receiver } from "./receive.ts";
 import { Reporter } from "./reporter.ts";
@@ -81,7 +82,8 @@ function run(): string | undefined {
     silent: (peer) => reporter.silent(peer),
     expireSessions: (peer) => applier.expire(peer, limits.rejectAfterTime),
   });
-  const shared = { arena, aead, peers, routes, sessions, staging, timers, reporter, stats, queue, tun, limits };
+  const gate = new HandshakeGate(arena.bytes, stats, rings.datagrams, start.mac1Key);
+  const shared = { arena, gate, aead, peers, routes, sessions, staging, timers, reporter, stats, queue, tun, limits };
   const transmitter = new Transmitter(shared, start);
   const coalescer = new Coalescer(arena, tun, start.udpSegmentation);
   const applyCommands = (): void => {
@@ -146,6 +148,7 @@ function run(): string | undefined {
     reporter.flush();
   }
   sessions.close();
+  gate.close();
   aead.close();
   return undefined;
 }
