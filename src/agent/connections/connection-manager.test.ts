@@ -83,6 +83,7 @@ function setup(count = 1, lazy = true) {
           sent.push({ to, body });
           return { delivered: true };
         },
+        probe() {},
       },
       relay: {
         useServer() {},
@@ -90,6 +91,7 @@ function setup(count = 1, lazy = true) {
         serverOf: () => "rel://relay:1",
         home: { instanceUrl: "rel://relay:1" },
         rtt: 1,
+        probe() {},
       },
       ice: {
         allowed: true,

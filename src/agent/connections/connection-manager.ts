@@ -247,6 +247,7 @@ export class ConnectionManager {
     });
     on("established", ({ key, source }) => this.#post(key, { kind: "established", source }));
     on("path-hint", ({ key, source }) => this.#post(key, { kind: "path-hint", source }));
+    on("silent", ({ key }) => this.#post(key, { kind: "silent" }));
     on("path-error", ({ key, endpoint, code }) => this.#post(key, { kind: "path-error", endpoint, code }));
     on("handshake-failed", ({ key, droppedBytes }) => {
       this.find(key)?.note("handshake-failed", `no answer for 90 s, ${droppedBytes} waiting bytes dropped`);

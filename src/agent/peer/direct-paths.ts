@@ -196,7 +196,7 @@ export class DirectPaths {
     return {
       check: ({ ufrag, password }, stock) => agent.setRemoteCredentials({ ufrag, pwd: password }, stock),
       addRemoteCandidate: (candidate) => agent.addRemoteCandidate(candidate),
-      suspect: () => agent.suspect(),
+      suspect: (heardFrom) => agent.suspect(heardFrom),
       close: () => {
         this.#sessions.delete(session);
         this.#dispatcher.unregister(agent);

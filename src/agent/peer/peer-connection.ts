@@ -33,8 +33,8 @@ import { Timeline } from "./timeline.ts";
 export interface IceSession {
   check(credentials: IceCredentials, stock: boolean): void;
   addRemoteCandidate(candidate: Candidate): void;
-  /** The direct way may be dead: probe now. */
-  suspect(): void;
+  /** The direct way may be dead: probe now, and the place where the remote sends from instead. */
+  suspect(heardFrom: Endpoint | undefined): void;
   close(): void;
 }
 
@@ -50,7 +50,11 @@ export interface PeerDeps {
   readonly clock: Clock;
   readonly log: Logger;
   readonly device: Pick<WireGuardDevice, "setPeer" | "setPath" | "initiate">;
-  readonly signal: { send(to: PublicKey, body: Body): Promise<{ readonly delivered: boolean | undefined }> };
+  readonly signal: {
+    send(to: PublicKey, body: Body): Promise<{ readonly delivered: boolean | undefined }>;
+    /** The network may be broken: asks for a sign of life; costs nothing when called often. */
+    probe(): void;
+  };
   readonly relay: {
     /** Packets for this peer go through that relay from now on (the home relay when undefined). */
     useServer(peer: PublicKey, relay: RelayAddress | undefined): void;
@@ -60,6 +64,8 @@ export interface PeerDeps {
     serverOf(peer: PublicKey): string;
     readonly home: RelayAddress | undefined;
     readonly rtt: Millis | undefined;
+    /** As that of signal. */
+    probe(): void;
   };
   readonly ice: {
     readonly allowed: boolean;
@@ -299,7 +305,10 @@ export class PeerConnection {
         this.#ice = undefined;
         return;
       case "suspect-ice":
-        return this.#ice?.suspect();
+        return this.#ice?.suspect(effect.heardFrom);
+      case "probe-servers":
+        relay.probe();
+        return this.#deps.signal.probe();
       case "note":
         this.#deps.log.debug("peer event", { peer: this.info.fqdn, event: effect.event, detail: effect.detail });
         return this.#timeline.note(effect.event, effect.detail);

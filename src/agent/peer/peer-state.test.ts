@@ -296,3 +296,39 @@ test("a remote that went idle while we stay is called back: by an offer, by a ha
     assert.deepEqual(choosePath(machine.state), { kind: "relay" });
   }
 });
+
+test("data that nothing answers has the direct path, the relay and signal checked", () => {
+  const machine = new Machine().post(wake).post(overRelay).post({ kind: "silent" });
+  assert.deepEqual(machine.kinds(), ["probe-servers"]);
+  machine.post({ kind: "answer", remote: remote() }).post({ kind: "ice-selected", ice: 1, direct });
+  machine.post({ kind: "silent" });
+  assert.deepEqual(machine.kinds(), ["suspect-ice", "probe-servers"]);
+  assert.deepEqual(choosePath(machine.state), { kind: "udp", endpoint });
+  assert.deepEqual(new Machine().post({ kind: "silent" }).effects, []);
+});
+
+test("data that nothing answers on a learned path, which nobody watches, moves to the relay", () => {
+  const overUdp: PeerEvent = { kind: "established", source: { kind: "udp", endpoint } };
+  const machine = new Machine().post(wake).post(overUdp);
+  assert.equal(machine.awake.direct?.kind, "learned");
+  machine.now += 5000;
+  machine.post({ kind: "silent" });
+  assert.deepEqual(machine.kinds(), ["forget-direct", "use-path", "initiate", "probe-servers"]);
+  assert.deepEqual(choosePath(machine.state), { kind: "relay" });
+
+  const alone = new Machine();
+  alone.context = { relayUp: false };
+  alone.post(wake).post(overUdp).post({ kind: "silent" });
+  assert.deepEqual(alone.kinds(), ["probe-servers"]);
+});
+
+test("packets that come another way than ours go have the direct path checked, and the place they came from", () => {
+  const elsewhere = parseEndpoint("192.0.2.7:40000");
+  const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+  machine.post({ kind: "ice-selected", ice: 1, direct });
+  machine.post({ kind: "path-hint", source: { kind: "udp", endpoint: elsewhere } });
+  assert.deepEqual(machine.effects, [{ kind: "suspect-ice", heardFrom: elsewhere }]);
+  machine.post({ kind: "path-hint", source: { kind: "relay" } });
+  assert.deepEqual(machine.effects, [{ kind: "suspect-ice", heardFrom: undefined }]);
+  assert.deepEqual(choosePath(machine.state), { kind: "udp", endpoint });
+});

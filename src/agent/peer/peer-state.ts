@@ -8,8 +8,9 @@ import {
   append,
   chain,
   changeRelay,
+  hearElsewhere,
+  hearNothing,
   initiate,
-  learnDirect,
   loseIce,
   negotiate,
   pathError,
@@ -124,6 +125,8 @@ export type PeerEvent =
   | { readonly kind: "relay"; readonly up: boolean }
   | { readonly kind: "established"; readonly source: PacketSource }
   | { readonly kind: "path-hint"; readonly source: PacketSource }
+  /** Data goes out and nothing comes back. */
+  | { readonly kind: "silent" }
   | { readonly kind: "path-error"; readonly endpoint: Endpoint; readonly code: string }
   | { readonly kind: "network-changed" }
   /** The remote went to sleep and we did not follow: it closed its ICE agent and gave its paths up. */
@@ -146,7 +149,10 @@ export type PeerEffect =
   /** The remote's half for the open agent. */
   | { readonly kind: "check-ice"; readonly credentials: IceCredentials; readonly stock: boolean }
   | { readonly kind: "close-ice" }
-  | { readonly kind: "suspect-ice" }
+  /** The direct way may be dead. `heardFrom`: the remote sends from there instead. */
+  | { readonly kind: "suspect-ice"; readonly heardFrom: Endpoint | undefined }
+  /** So may be the connections to relay and signal, which a broken direct way will need. */
+  | { readonly kind: "probe-servers" }
   | { readonly kind: "note"; readonly event: string; readonly detail: string };
 
 export interface Step {
@@ -182,8 +188,9 @@ export function step(state: PeerConnectionState, event: PeerEvent, context: Peer
     case "established":
       return prove(state, event.source, context);
     case "path-hint":
-      // It came, but whether ours would get there nobody knows: the relay is better, if there is one.
-      return state.relay ? unchanged(state) : learnDirect(state, event.source, context);
+      return hearElsewhere(state, event.source, context);
+    case "silent":
+      return hearNothing(state, context);
     case "path-error":
       return pathError(state, event.endpoint, event.code, context);
     case "network-changed":
@@ -227,6 +234,7 @@ function stepIdle(state: IdleState, event: PeerEvent, context: PeerContext): Ste
     case "relay":
     case "established":
     case "path-hint":
+    case "silent":
     case "path-error":
     case "network-changed":
     case "remote-idle":

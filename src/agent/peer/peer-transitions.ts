@@ -315,8 +315,34 @@ export function pathError(state: AwakeState, endpoint: Endpoint, code: string, c
   if (state.direct?.endpoint.address !== endpoint.address || state.direct.endpoint.port !== endpoint.port)
     return unchanged(state);
   const noted: PeerEffect = { kind: "note", event: "direct-lost", detail: `sending failed: ${code}` };
-  if (state.direct.kind === "ice") return { state, effects: [noted, { kind: "suspect-ice" }] };
-  const effects: PeerEffect[] = [noted, { kind: "forget-direct" }];
+  if (state.direct.kind === "ice") return { state, effects: [noted, { kind: "suspect-ice", heardFrom: undefined }] };
+  return leaveDirect(state, noted, context);
+}
+
+/** The remote sends another way than we do: it gave ours up, or its NAT has another port for it now. */
+export function hearElsewhere(state: AwakeState, source: PacketSource, context: PeerContext): Step {
+  if (state.direct?.kind === "ice") {
+    const heardFrom = source.kind === "udp" ? source.endpoint : undefined;
+    return { state, effects: [{ kind: "suspect-ice", heardFrom }] };
+  }
+  // It came, but whether ours would get there nobody knows: the relay is better, if there is one.
+  return state.relay ? unchanged(state) : learnDirect(state, source, context);
+}
+
+/** Nothing answers our data: the first evidence of a path that died somewhere on the way. It may also be a quiet program. */
+export function hearNothing(state: AwakeState, context: PeerContext): Step {
+  const probe: PeerEffect = { kind: "probe-servers" };
+  if (state.direct?.kind === "ice") {
+    return { state, effects: [{ kind: "suspect-ice", heardFrom: undefined }, probe] };
+  }
+  if (state.direct === undefined || !state.relay) return { state, effects: [probe] };
+  // Nobody watches a learned path: without answers the relay is safer.
+  const noted: PeerEffect = { kind: "note", event: "direct-lost", detail: "no answer to data" };
+  return append(leaveDirect(state, noted, context), [probe]);
+}
+
+function leaveDirect(state: AwakeState, why: PeerEffect, context: PeerContext): Step {
+  const effects: PeerEffect[] = [why, { kind: "forget-direct" }];
   return chain({ state: { ...state, direct: undefined }, effects }, (awake) => afterPathLoss(awake, context));
 }
 

@@ -47,6 +47,11 @@ export class RelayPaths {
     return this.#client.send(peer, datagram, this.#foreign.get(peer));
   }
 
+  /** The network may be broken: do the relays still answer? */
+  probe(): void {
+    this.#client.probe();
+  }
+
   /** The peer needs no relay of its own any more. */
   forget(peer: PublicKey): void {
     const server = this.#foreign.get(peer);
