@@ -1,3 +1,4 @@
+import { Backoff } from "#base/backoff.ts";
 import { messageOf, type PerchError } from "#base/errors.ts";
 import { PresharedKey, type PrivateKey, type PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
@@ -29,8 +30,8 @@ const NEEDS_LOGIN: ReadonlySet<string> = new Set([
   "login-expired",
   "setup-key-invalid",
 ]);
-/** Pause before the tunnel is built again after its device was lost or management sent us away. */
-const REBUILD_DELAY = 1000;
+/** Pauses before the tunnel is built again after its device was lost or management sent us away. */
+const REBUILD_BACKOFF = { start: 1000, factor: 1.7, ceiling: 60_000, jitter: 0.3 } as const;
 
 /**
  * The agent of one machine: identity, settings and the one session that is up.
@@ -55,6 +56,8 @@ class Agent implements AgentControl, AsyncDisposable {
   /** Set while the user wants the tunnel; aborted by `down`. */
   #wanted: AbortController | undefined;
   #starting: Promise<void> | undefined;
+  /** The end of the last session while it is under way. */
+  #closing: Promise<void> | undefined;
   #changeTimer: Timer | undefined;
   #toldAt: Millis = Number.NEGATIVE_INFINITY;
 
@@ -72,6 +75,8 @@ class Agent implements AgentControl, AsyncDisposable {
     try {
       this.#starting = this.#start(settings, AbortSignal.any([signal, wanted.signal]));
       await this.#starting;
+      // Used up: were this machine deleted from the network, it must not register itself again.
+      this.#settings = { ...this.#settings, setupKey: undefined };
     } catch (error) {
       if (this.#wanted === wanted) this.#wanted = undefined;
       const needsLogin = NEEDS_LOGIN.has((error as PerchError).code);
@@ -99,10 +104,8 @@ class Agent implements AgentControl, AsyncDisposable {
     this.#wanted = undefined;
     wanted?.abort(new AgentError("aborted", "`perch down` was asked for"));
     await this.#starting?.catch(() => {});
-    if (this.#session) {
-      this.#become("stopping");
-      await this.#closeSession();
-    }
+    if (this.#session || this.#closing) this.#become("stopping");
+    await this.#closeSession();
     this.#become("down");
   }
 
@@ -243,24 +246,29 @@ class Agent implements AgentControl, AsyncDisposable {
   async #sessionEnded(session: Session, needsLogin: boolean, reason: string): Promise<void> {
     if (this.#session !== session) return;
     const wanted = this.#wanted;
-    const settings = this.#settings;
     this.#deps.log.warn("the tunnel ended", { reason, needsLogin });
     await this.#closeSession();
-    if (!wanted || !settings || wanted.signal.aborted) return;
-    if (needsLogin) {
-      this.#wanted = undefined;
-      return this.#become("needs-login", reason);
-    }
+    if (!wanted || wanted.signal.aborted) return;
+    if (needsLogin) this.#giveUp(wanted, reason);
+    else await this.#rebuild(wanted, reason);
+  }
+
+  async #rebuild(wanted: AbortController, reason: string): Promise<void> {
+    const { clock, log } = this.#deps;
+    const pauses = new Backoff(REBUILD_BACKOFF);
     this.#become("starting", reason);
-    while (!wanted.signal.aborted) {
-      await new Promise<void>((resolve) => this.#deps.clock.after(REBUILD_DELAY, resolve));
-      if (wanted.signal.aborted) return;
+    for (;;) {
+      await new Promise<void>((resolve) => clock.after(pauses.next(), resolve));
+      const settings = this.#settings;
+      if (wanted.signal.aborted || !settings) return;
       try {
         this.#starting = this.#start(settings, wanted.signal);
         await this.#starting;
         return;
       } catch (error) {
-        this.#deps.log.warn("the tunnel could not be built again", { err: messageOf(error) });
+        if (wanted.signal.aborted) return;
+        log.warn("the tunnel could not be built again", { err: messageOf(error) });
+        if (NEEDS_LOGIN.has((error as PerchError).code)) return this.#giveUp(wanted, messageOf(error));
         this.#become("starting", messageOf(error));
       } finally {
         this.#starting = undefined;
@@ -268,10 +276,23 @@ class Agent implements AgentControl, AsyncDisposable {
     }
   }
 
+  /** Only a login can help; nothing is tried until the next `up`. */
+  #giveUp(wanted: AbortController, reason: string): void {
+    if (this.#wanted === wanted) this.#wanted = undefined;
+    this.#become("needs-login", reason);
+  }
+
+  /** Resolves when the session that was there, or is just ending, has taken everything down. */
   async #closeSession(): Promise<void> {
     const session = this.#session;
     this.#session = undefined;
-    await session?.close();
+    if (session) {
+      const closing = session.close().finally(() => {
+        if (this.#closing === closing) this.#closing = undefined;
+      });
+      this.#closing = closing;
+    }
+    await this.#closing;
     this.#changed();
   }
 

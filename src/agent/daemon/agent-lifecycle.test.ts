@@ -175,6 +175,24 @@ test("a daemon does not keep trying what only a person can mend, and down ends t
   assert.equal(trying.store.wantUp, false);
 });
 
+test("a daemon that comes up before its server has a map, or its port is free, keeps trying", async () => {
+  await using at = bench({}, (store, agent) => {
+    store.merge({ managementUrl: URL });
+    store.setWantUp(true);
+    agent.failures.push({ code: "map-invalid", message: "no network map within 20 s", retryable: false });
+    agent.failures.push({ code: "port-taken", message: "port 51820 is taken", retryable: false });
+  });
+  at.agent.registered = true;
+  at.lifecycle.resume();
+  await settle();
+  assert.equal(at.clock.pending, 1);
+  at.clock.advance(120_000);
+  await settle();
+  at.clock.advance(120_000);
+  await settle();
+  assert.equal(at.agent.status().state, "up");
+});
+
 test("a failed change of settings falls back to the settings that worked", async () => {
   await using at = bench();
   await at.up();

@@ -15,6 +15,24 @@ import {
 } from "./settings.ts";
 import type { SettingsStore } from "./settings-store.ts";
 
+/**
+ * Failures that stay as they are until a person does something: another login, another setting. Everything else may pass, a
+ * daemon that came up before its network, its server or a free port did must not stay down for good.
+ */
+const PERSON_NEEDED: ReadonlySet<string> = new Set([
+  "needs-login",
+  "permission-denied",
+  "login-expired",
+  "setup-key-invalid",
+  "setup-key-malformed",
+  "setting-missing",
+  "setting-invalid",
+  "value-invalid",
+  "url-malformed",
+  "unsupported-device",
+  "key-malformed",
+]);
+
 export interface LifecycleDeps {
   readonly agent: AgentControl;
   readonly store: SettingsStore;
@@ -190,7 +208,7 @@ export class AgentLifecycle {
         this.#backoff.reset();
         return;
       } catch (error) {
-        if (signal.aborted || (error instanceof PerchError && !error.retryable)) throw error;
+        if (signal.aborted || (error instanceof PerchError && PERSON_NEEDED.has(error.code))) throw error;
         const delay = this.#backoff.next();
         log.warn("cannot come up again yet", { err: messageOf(error), retryInMs: Math.round(delay) });
         await sleep(clock, delay, signal);
