@@ -130,8 +130,12 @@ export class Peers {
     if (peer) peer.persistentKeepalive = seconds * 1000;
   }
 
-  /** Lets go of the object of an asleep peer that has nothing left: neither session nor staged packet. */
+  /**
+   * Lets go of the object of an asleep peer that has nothing left: neither session nor staged packet. A timer may still look
+   * at an object that was let go before; the one that took its place stays.
+   */
   releaseIfIdle(peer: Peer): void {
+    if (this.#active[peer.slot] !== peer) return;
     if (peer.asleep && !peer.hasSession && peer.stagedPackets === 0 && !peer.wakeReported)
       this.#active[peer.slot] = undefined;
   }
