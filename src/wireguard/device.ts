@@ -29,6 +29,8 @@ export interface WireGuardDevice extends AsyncDisposable {
   /** Adds the peer or changes it; O(change). Allowed IPs replace the earlier ones, a prefix moves from another peer. */
   setPeer(key: PublicKey, config: DevicePeerConfig): void;
   removePeer(key: PublicKey): void;
+  /** The wake that was reported is not wanted now: what has waited for long is dropped, and the next packet reports again. */
+  declineWake(key: PublicKey): void;
 
   /**
    * Chooses where an awake peer's packets go. Switching loses nothing. An asleep peer has no path.
@@ -96,7 +98,7 @@ export interface DevicePeerStats {
 export interface DeviceEvents {
   /**
    * Somebody wants an asleep peer: an inner packet was staged for it (`packet`: the first one's header, for the
-   * timeline), or it sent us an authenticated initiation or data. Once per sleep, until the peer is set awake or asleep again.
+   * timeline), or it sent us an authenticated initiation or data. Once per sleep, until the peer was awake or the wake was declined.
    */
   wake: { readonly key: PublicKey; readonly cause: WakeCause };
   /** A session is usable in both directions. */

@@ -162,8 +162,8 @@ describe("an asleep peer", () => {
     assert.equal(clock.pending, 0);
   });
 
-  it("is reported once when a packet waits for it, and again after the next sleep", () => {
-    const { plane, set, events, takeEvents } = setUp();
+  it("is reported once when a packet waits for it, and again when the wake was declined", () => {
+    const { plane, set, device, peer, events, takeEvents } = setUp();
     const packet = {
       source: "100.64.0.1",
       destination: "100.64.0.2",
@@ -180,6 +180,8 @@ describe("an asleep peer", () => {
     assert.deepEqual(takeEvents(), ["wake"]);
     plane.take();
     set("asleep");
+    assert.deepEqual(plane.take(), [], "nothing changed: what waits is not touched");
+    device.declineWake(peer);
     assert.deepEqual(plane.take(), ["asleep 0"], "the worker may report again");
     wake();
     assert.deepEqual(takeEvents(), ["wake"]);

@@ -208,8 +208,16 @@ export class EmbeddedDevice implements WireGuardDevice {
     for (const prefix of added) this.#plane.addPrefix(row.slot, prefix);
   }
 
+  declineWake(key: PublicKey): void {
+    const row = this.#peers.get(key);
+    if (row?.mode === "asleep" && row.woken && !this.#closing) this.#enterMode(row, "asleep");
+  }
+
   #setMode(row: PeerRow, mode: PeerRow["mode"]): void {
-    if (row.mode === mode && !(mode === "asleep" && row.woken)) return;
+    if (row.mode !== mode) this.#enterMode(row, mode);
+  }
+
+  #enterMode(row: PeerRow, mode: PeerRow["mode"]): void {
     row.mode = mode;
     row.woken = false;
     row.path = NO_PATH;

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Emitter } from "#base/emitter.ts";
-import { parsePrefix } from "#base/ip.ts";
+import { parseEndpoint, parsePrefix } from "#base/ip.ts";
 import { PrivateKey, type PublicKey } from "#base/keys.ts";
 import { silentLogger } from "#base/log.ts";
 import { ManualClock } from "#base/time.ts";
@@ -16,6 +16,7 @@ import type {
 } from "#wireguard/device.ts";
 import type { PeerInfo } from "../peer/peer-connection.ts";
 import { ConnectionManager } from "./connection-manager.ts";
+import { MAX_NEGOTIATING } from "./wake-queue.ts";
 
 const THRESHOLD = 60_000;
 
@@ -24,6 +25,8 @@ class ScriptedDevice {
   readonly events = new Emitter<DeviceEvents>();
   readonly modes = new Map<PublicKey, DevicePeerConfig["mode"]>();
   readonly initiations: PublicKey[] = [];
+  readonly paths: (readonly DevicePath[])[] = [];
+  readonly declined: PublicKey[] = [];
   readonly activity = new Map<PublicKey, number>();
   readonly sent = new Map<PublicKey, number>();
   readonly staged = new Map<PublicKey, number>();
@@ -36,10 +39,15 @@ class ScriptedDevice {
     this.modes.delete(key);
   }
 
+  declineWake(key: PublicKey): void {
+    this.declined.push(key);
+  }
+
   setPath(_key: PublicKey, _path: DevicePath): void {}
 
-  initiate(key: PublicKey): boolean {
+  initiate(key: PublicKey, paths: readonly DevicePath[]): boolean {
     this.initiations.push(key);
+    this.paths.push(paths);
     return true;
   }
 
@@ -322,6 +330,63 @@ test("a peer that comes back right after every GO_IDLE is left alone for longer 
   assert.ok(second > first, `${second} after ${first}`);
   clock.advance(3_600_000);
   assert.ok(awakeFor() <= THRESHOLD + 1000);
+});
+
+test("a wake that is called off while it waits for its turn lets the next packet ask again", () => {
+  const { device, manager, keys } = setup(MAX_NEGOTIATING + 1);
+  for (const key of keys) device.packetTo(key);
+  const waiting = keys.at(-1)!;
+  assert.equal(manager.waitingWakes, 1);
+  manager.sleep(waiting, "perch peers sleep");
+  assert.deepEqual(device.declined, [waiting]);
+  for (const key of keys.slice(0, -1)) device.established(key);
+  assert.equal(manager.find(waiting)?.status, "idle");
+  device.packetTo(waiting);
+  assert.equal(manager.find(waiting)?.status, "connecting");
+});
+
+test("an agent older than GO_IDLE is not told of a sleep", () => {
+  const { clock, device, sent, manager } = setup(0);
+  const old = createInfo(3, "0.46.0");
+  manager.apply({ removed: [], changed: [], added: [old] });
+  device.packetTo(old.key);
+  device.established(old.key);
+  clock.advance(THRESHOLD);
+  assert.equal(manager.find(old.key)?.status, "idle");
+  assert.ok(sent.every(({ body }) => body.type !== Body_Type.GO_IDLE));
+});
+
+test("a route group that did not change wakes nobody", () => {
+  const { device, manager, keys } = setup(2);
+  const groups = new Map([["net 10.0.0.0/8", new Set(keys)]]);
+  manager.setGroups(groups);
+  device.packetTo(keys[0]!);
+  for (const key of keys) device.established(key);
+  manager.sleep(keys[1]!, "asked");
+  manager.setGroups(new Map([["net 10.0.0.0/8", new Set(keys)]]));
+  assert.equal(manager.find(keys[1]!)?.status, "idle");
+});
+
+test("the direct endpoint is tried first after any time awake, and forgotten some time after it was used", () => {
+  const { clock, device, manager, keys } = setup();
+  const key = keys[0]!;
+  const endpoint = parseEndpoint("192.0.2.9:51820");
+  const known = (): boolean => device.paths.at(-1)?.some((path) => path.kind === "udp") ?? false;
+  device.packetTo(key);
+  device.events.emit("established", { key, role: "initiator", source: { kind: "udp", endpoint } });
+  for (let minute = 0; minute < 30; minute++) {
+    clock.advance(30_000);
+    device.activity.set(key, clock.now());
+  }
+  manager.sleep(key, "asked");
+  clock.advance(5 * 60_000);
+  device.packetTo(key);
+  assert.equal(known(), true);
+  device.established(key);
+  manager.sleep(key, "asked");
+  clock.advance(11 * 60_000);
+  device.packetTo(key);
+  assert.equal(known(), false);
 });
 
 test("at the end awake peers are told to sleep, the others hear nothing", async () => {

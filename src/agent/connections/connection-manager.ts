@@ -1,7 +1,6 @@
 import type { PublicKey } from "#base/keys.ts";
 import type { Clock, Millis } from "#base/time.ts";
 import { type Body, Body_Type } from "#gen/signal_pb.ts";
-import { createGoIdleBody } from "#signal/protocol/offer.ts";
 import type { DeviceEvents, WakeCause, WireGuardDevice } from "#wireguard/device.ts";
 import { AgentError } from "../errors.ts";
 import { PeerConnection, type PeerDeps, type PeerInfo } from "../peer/peer-connection.ts";
@@ -14,6 +13,8 @@ import { type WakePriority, WakeQueue } from "./wake-queue.ts";
  * back at once, instead of when our packet or the loss of its paths is noticed.
  */
 const IDLE_CROSSING: Millis = 2_000;
+/** Packets that wait for a session are given up after this long; until then their peer does not sleep by itself. */
+const WAITING_PATIENCE: Millis = 90_000;
 /** After our GO_IDLE a peer that is back within this time keeps the connection alive itself (signal document, W6). */
 const BOUNCE_WINDOW: Millis = 60_000;
 /** How long the end waits for its last messages. */
@@ -120,6 +121,7 @@ export class ConnectionManager {
 
   /** Groups of peers that serve the same routed network; replaces the earlier ones. */
   setGroups(groups: ReadonlyMap<string, ReadonlySet<PublicKey>>): void {
+    const before = this.#groups;
     this.#groups = new Map(groups);
     const groupsOf = new Map<PublicKey, string[]>();
     for (const [id, keys] of groups) {
@@ -128,9 +130,10 @@ export class ConnectionManager {
     }
     this.#groupsOf = groupsOf;
     // A member that joined while another is awake opens at once.
-    for (const key of groupsOf.keys()) {
+    for (const [key, ids] of groupsOf) {
       const connection = this.find(key);
-      if (connection && !connection.awake && this.#groupMates(key).some((mate) => mate.awake)) {
+      const joined = ids.some((id) => !before.get(id)?.has(key));
+      if (joined && connection && !connection.awake && this.#groupMates(key).some((mate) => mate.awake)) {
         this.#request(key, "background", "its route group is awake", true);
       }
     }
@@ -213,8 +216,8 @@ export class ConnectionManager {
    * are out, after FAREWELL_PATIENCE at the latest; `close` comes next.
    */
   async farewell(): Promise<void> {
-    const { clock, signal } = this.#deps;
-    const sent = [...this.#awake].map((connection) => signal.send(connection.key, createGoIdleBody()).catch(() => {}));
+    const { clock } = this.#deps;
+    const sent = [...this.#awake].map((connection) => connection.sayGoIdle());
     if (sent.length === 0) return;
     const { promise: patience, resolve } = Promise.withResolvers<void>();
     const timer = clock.after(FAREWELL_PATIENCE, resolve);
@@ -360,7 +363,8 @@ export class ConnectionManager {
   #considerSleep(key: PublicKey, now: Millis): Millis | undefined {
     const member = this.#members.get(key);
     if (!member?.connection.awake || !member.decision.lazy) return undefined;
-    const idleFor = this.#threshold + member.sleepBackoff;
+    const waiting = (this.#deps.device.peerStats(key)?.stagedBytes ?? 0) > 0;
+    const idleFor = Math.max(this.#threshold + member.sleepBackoff, waiting ? WAITING_PATIENCE : 0);
     const last = Math.max(
       this.#lastActivity(member.connection),
       ...this.#groupMates(key).map((mate) => this.#lastActivity(mate)),
@@ -378,8 +382,9 @@ export class ConnectionManager {
   }
 
   #isWanted(connection: PeerConnection): boolean {
-    const sent = this.#deps.device.peerStats(connection.key)?.lastDataTx ?? 0;
-    return this.#deps.clock.now() - Math.max(connection.wokeAt ?? 0, sent) < IDLE_CROSSING;
+    const { lastDataTx = 0, stagedBytes = 0 } = this.#deps.device.peerStats(connection.key) ?? {};
+    if (stagedBytes > 0) return true;
+    return this.#deps.clock.now() - Math.max(connection.wokeAt ?? 0, lastDataTx) < IDLE_CROSSING;
   }
 
   #putToSleep(member: Member, reason: string, tell: boolean): void {
@@ -388,7 +393,8 @@ export class ConnectionManager {
     this.#wakes.release(connection.key);
     this.#pendingCauses.delete(connection.key);
     this.#awake.delete(connection);
-    if (!connection.awake) return;
+    // A wake that still waited for its turn is off; its packets must be able to ask again.
+    if (!connection.awake) return this.#deps.device.declineWake(connection.key);
     member.sentIdleAt = tell ? this.#deps.clock.now() : undefined;
     connection.post({ kind: "sleep", reason, tell });
   }

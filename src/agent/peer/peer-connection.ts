@@ -1,3 +1,4 @@
+import { supportsGoIdle } from "#base/agent-version.ts";
 import { unreachable } from "#base/errors.ts";
 import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
 import type { PresharedKey, PublicKey } from "#base/keys.ts";
@@ -213,6 +214,8 @@ export class PeerConnection {
 
   post(event: PeerEvent): void {
     const before = this.status;
+    // Up to now the direct path was in use: it is worth trying first for a while from now on.
+    this.#rememberDirect();
     const { state, effects } = step(this.#state, event, this.#context());
     this.#state = state;
     for (const effect of effects) this.#run(effect);
@@ -252,6 +255,14 @@ export class PeerConnection {
     this.#state = { kind: "idle", generation: this.#state.generation, reason: "removed" };
   }
 
+  /**
+   * Tells the remote that we close until somebody talks again; resolves when the message is out. An agent older than
+   * GO_IDLE is not told: it could take the message for a reason to wake (signal document, section 9).
+   */
+  async sayGoIdle(): Promise<void> {
+    if (supportsGoIdle(this.info.agentVersion)) await this.#send(createGoIdleBody());
+  }
+
   note(event: string, detail: string): void {
     this.#timeline.note(event, detail);
     this.#deps.changed(this);
@@ -275,11 +286,12 @@ export class PeerConnection {
     const { device, relay } = this.#deps;
     switch (effect.kind) {
       case "device-awake":
+        return this.#setDevicePeer();
       case "device-asleep":
-        this.#rememberDirect();
+        // A connection to another agent's relay is not kept for a peer that sleeps; its next OFFER names the relay again.
+        relay.useServer(this.key, undefined);
         return this.#setDevicePeer();
       case "use-path":
-        this.#rememberDirect();
         return device.setPath(this.key, effect.path);
       case "forget-direct":
         this.#knownDirect = undefined;
@@ -292,7 +304,7 @@ export class PeerConnection {
       case "send-answer":
         return this.#answer();
       case "send-go-idle":
-        return this.#send(createGoIdleBody());
+        return void this.sayGoIdle();
       case "use-relay-server":
         // Both sides use the relay of the controller (relay document, section 7.5).
         return this.#controlling ? undefined : relay.useServer(this.key, effect.relay);
@@ -303,6 +315,8 @@ export class PeerConnection {
       case "close-ice":
         this.#ice?.close();
         this.#ice = undefined;
+        // Candidates of a life that is over are told to nobody: they could wake a stock peer.
+        this.#candidates = [];
         return;
       case "suspect-ice":
         return this.#ice?.suspect(effect.heardFrom);
@@ -399,14 +413,16 @@ export class PeerConnection {
 
   /** Sends candidates as messages of their own. */
   #tellCandidates(from: number): void {
-    for (const payload of this.#candidates.slice(from)) this.#send(createCandidateBody(payload));
+    for (const payload of this.#candidates.slice(from)) void this.#send(createCandidateBody(payload));
     this.#told = this.#candidates.length;
   }
 
-  #send(body: Body): void {
-    this.#deps.signal.send(this.key, body).catch((error: unknown) => {
-      this.#deps.log.debug("signal message not sent", { peer: this.info.fqdn, err: error });
-    });
+  async #send(body: Body): Promise<void> {
+    try {
+      await this.#deps.signal.send(this.key, body);
+    } catch (err) {
+      this.#deps.log.debug("signal message not sent", { peer: this.info.fqdn, err });
+    }
   }
 
   #arm(): void {

@@ -7,7 +7,7 @@ export const TIMELINE_MAX = 48;
 /** The story of one peer: causes, stages with their milliseconds since the wake, path changes, why it slept. */
 export class Timeline {
   readonly #clock: Clock;
-  readonly #entries: TimelineEntry[] = [];
+  #entries: readonly TimelineEntry[] = [];
   #wokeAt: Millis | undefined;
 
   constructor(clock: Clock) {
@@ -17,13 +17,14 @@ export class Timeline {
   note(event: string, detail: string): void {
     const now = this.#clock.now();
     if (event === "wake") this.#wokeAt = now;
-    this.#entries.push({
+    const entry = {
       at: this.#clock.wall(),
       event,
       detail,
       ...(this.#wokeAt === undefined ? {} : { sinceWake: now - this.#wokeAt }),
-    });
-    if (this.#entries.length > TIMELINE_MAX) this.#entries.shift();
+    };
+    // A new list each time: who has an older one sees by the list itself that something happened.
+    this.#entries = [...this.#entries.slice(1 - TIMELINE_MAX), entry];
     if (event === "sleep") this.#wokeAt = undefined;
   }
 
