@@ -22,12 +22,13 @@ function machine(): string {
 
 function table(results: readonly BenchResult[]): string {
   const programs = [...new Set(results.flatMap(({ others }) => Object.keys(others)))];
-  const head = ["", "unit", "perch", ...programs, "samples"];
+  // Behind each program: how many times Perch's value is its value.
+  const head = ["", "unit", "perch", ...programs.flatMap((program) => [program, "ratio"]), "samples"];
   const rows = results.map(({ name, unit, perch, others, samples }) => [
     name,
     unit,
     format(perch),
-    ...programs.map((program) => format(others[program])),
+    ...programs.flatMap((program) => [format(others[program]), ratio(perch, others[program])]),
     String(samples),
   ]);
   const widths = head.map((title, column) => Math.max(title.length, ...rows.map((row) => row[column]!.length)));
@@ -36,6 +37,10 @@ function table(results: readonly BenchResult[]): string {
       row.map((cell, column) => (column === 0 ? cell.padEnd(widths[0]!) : cell.padStart(widths[column]!))).join("  "),
     )
     .join("\n");
+}
+
+function ratio(perch: number, other: number | undefined): string {
+  return other === undefined || other === 0 ? "-" : (perch / other).toFixed(2);
 }
 
 function format(value: number | undefined): string {

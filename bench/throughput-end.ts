@@ -1,3 +1,5 @@
+import { randomBytes } from "node:crypto";
+import { createInterface } from "node:readline";
 import {
   createEmbeddedDevice,
   PrivateKey,
@@ -8,7 +10,10 @@ import {
   systemClock,
 } from "#wireguard/index.ts";
 
-/** One end of the throughput bench: an embedded device with one peer, until stdin closes. Says `ready` when it is up. */
+/**
+ * One end of the throughput bench: an embedded device with one peer, until stdin closes. Says `ready` when it is up, and its
+ * counters as a line of JSON for each line of stdin.
+ */
 export interface EndOptions {
   readonly privateKey: string;
   readonly peer: string;
@@ -16,6 +21,7 @@ export interface EndOptions {
   readonly allowedIp: string;
   readonly port: number;
   readonly mtu: number;
+  readonly asleepPeers: number;
 }
 
 const options = JSON.parse(process.argv[2]!) as EndOptions;
@@ -31,5 +37,10 @@ await using device = await createEmbeddedDevice(
 const peer = PublicKey.parse(options.peer);
 device.setPeer(peer, { mode: "awake", allowedIps: [parsePrefix(options.allowedIp)] });
 device.setPath(peer, { kind: "udp", endpoint: parseEndpoint(options.endpoint) });
+for (let i = 0; i < options.asleepPeers; i++) {
+  const allowedIps = [parsePrefix(`100.${64 + (i >> 16)}.${(i >> 8) & 255}.${i & 255}/32`)];
+  device.setPeer(PublicKey.fromBytes(randomBytes(32)), { mode: "asleep", allowedIps });
+}
 process.stdout.write("ready\n");
-for await (const _ of process.stdin);
+for await (const _ of createInterface({ input: process.stdin }))
+  process.stdout.write(`${JSON.stringify(Object.fromEntries(device.counters()))}\n`);

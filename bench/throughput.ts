@@ -1,214 +1,179 @@
-import { type ChildProcess, execFile, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
-import { promisify } from "node:util";
-import { PrivateKey } from "#base/keys.ts";
-import type { Bench, BenchOptions, BenchResult } from "./bench.ts";
-import type { EndOptions } from "./throughput-end.ts";
+import { fileURLToPath } from "node:url";
+import type { FloodOptions } from "../lab/handshake-flooder.ts";
+import { ensurePrivileges } from "../lab/rootless.ts";
+import { type Bench, type BenchOptions, type BenchResult, quantile } from "./bench.ts";
+import { buildWireGuardGo } from "./foreign-wireguard-go.ts";
+import { OUTER_PORT, type Program, TunnelPair } from "./tunnel-pair.ts";
 
-const run = promisify(execFile);
-const MTU = 1420;
-const PORT = 51820;
-const SERVER_START_MS = 300;
+/** A session's own timers (10 s, 15 s) are over after this. */
+const SETTLE_MS = 16_000;
+const IDLE_SECONDS = 10;
+const IDLE_PEERS = 50_000;
+const FLOOD_PER_SECOND = 2_000;
 
-/**
- * Two devices in two namespaces, with iperf3 and ping through them:
- *
- *   bench-a  10.99.0.1 [wg0] 192.0.2.1 ---veth--- 192.0.2.2 [wg0] 10.99.0.2  bench-b
- */
-interface Tunnel {
-  /** Processes whose memory is the tunnel's, both ends. */
-  readonly pids: readonly number[];
-  stop(): Promise<void>;
-}
-
-type Start = (a: string, b: string) => Promise<Tunnel>;
-
-const namespaces = [`perch-bench-a-${process.pid}`, `perch-bench-b-${process.pid}`] as const;
-const ip = (...args: string[]): void => void execFileSync("ip", args, { stdio: "ignore" });
-
-/** `perch`, then `wireguard-go`, in turn, as often as asked; the mean of each figure. */
-export const bench: Bench = async (options) => {
-  const programs: readonly (readonly [string, Start])[] = [
-    ["perch", startPerch],
-    ["wireguard-go", startWireguardGo],
-  ];
-  const rounds = options.quick ? 1 : 3;
-  const sums = new Map<string, Map<string, { unit: string; values: number[] }>>();
-  for (let round = 0; round < rounds; round++) {
-    for (const [program, start] of programs) {
-      options.say(`${program}, round ${round + 1} of ${rounds}`);
-      for (const { name, unit, value } of await measure(start, options)) {
-        const figures = sums.get(name) ?? new Map<string, { unit: string; values: number[] }>();
-        sums.set(name, figures);
-        const figure = figures.get(program) ?? { unit, values: [] };
-        figures.set(program, figure);
-        figure.values.push(value);
-      }
-    }
-  }
-  return [...sums].map(([name, figures]): BenchResult => {
-    const mean = (program: string): number => {
-      const values = figures.get(program)?.values ?? [];
-      return values.reduce((sum, value) => sum + value, 0) / values.length;
-    };
-    const { unit = "", values = [] } = figures.get("perch") ?? {};
-    return {
-      name,
-      unit,
-      perch: mean("perch"),
-      others: { "wireguard-go": mean("wireguard-go") },
-      samples: values.length,
-    };
-  });
-};
-
+/** What is measured of each tunnel in each round. */
 interface Figure {
   readonly name: string;
   readonly unit: string;
-  readonly value: number;
+  measure(tunnel: TunnelPair): Promise<number>;
 }
 
-async function measure(start: Start, { quick, say }: BenchOptions): Promise<Figure[]> {
-  const [a, b] = namespaces;
-  const seconds = quick ? "1" : "5";
-  ip("netns", "add", a);
-  ip("netns", "add", b);
-  let tunnel: Tunnel | undefined;
-  try {
-    ip("link", "add", "v0", "netns", a, "type", "veth", "peer", "name", "v0", "netns", b);
-    addresses(a, "v0", "192.0.2.1/24");
-    addresses(b, "v0", "192.0.2.2/24");
-    tunnel = await start(a, b);
-    addresses(a, "wg0", "10.99.0.1/24");
-    addresses(b, "wg0", "10.99.0.2/24");
-    await inside(a, "ping", "-c", "3", "-i", "0.2", "-W", "3", "10.99.0.2");
+interface Setup {
+  readonly label: string;
+  readonly innerMtu: number;
+  readonly segmentation: "on" | "off";
+  readonly figures: readonly Figure[];
+}
 
-    const figures: Figure[] = [];
-    const add = (name: string, unit: string, value: number): void => {
-      say(`  ${name}: ${value.toFixed(value < 10 ? 2 : 0)} ${unit}`);
-      figures.push({ name, unit, value });
-    };
-    const tcp = async (...args: string[]): Promise<number> => (await iperf("-t", seconds, ...args)).bits / 1e6;
-    add("TCP, one stream", "Mbit/s", await tcp());
-    add("TCP, one stream back", "Mbit/s", await tcp("-R"));
-    add("TCP, four streams", "Mbit/s", await tcp("-P", "4"));
-    add("TCP, four streams back", "Mbit/s", await tcp("-P", "4", "-R"));
-    const udp = await iperf("-t", seconds, "-u", "-b", "0", "-l", "64");
-    add("UDP of 64 bytes received", "1000/s", udp.bits / 8 / 64 / 1000);
-    const flood = await inside(a, "ping", "-f", "-q", "-c", quick ? "500" : "5000", "10.99.0.2");
-    add("ping -f, mean round trip", "us", Number(/= [\d.]+\/([\d.]+)/.exec(flood)?.[1]) * 1000);
-    add("memory, larger end", "MB", Math.max(...tunnel.pids.map(residentBytes)) / 1e6);
-    return figures;
-  } finally {
-    await tunnel?.stop();
-    ip("netns", "del", a);
-    ip("netns", "del", b);
+/**
+ * Tunnels of all programs stand side by side, idle but for the one that is measured. Each round asks for one figure after
+ * the other, and for each figure one program after the other, so that a slow moment of the machine hits neighbours alike.
+ * What is shown are medians over the rounds.
+ */
+export const bench: Bench = async (options) => {
+  await ensurePrivileges();
+  await using stack = new AsyncDisposableStack();
+  const programs: Program[] = [
+    { kind: "perch", name: "perch" },
+    { kind: "wireguard-go", name: "wireguard-go (Debian)", binary: "wireguard-go" },
+  ];
+  const built = await buildWireGuardGo();
+  if (typeof built === "string") options.say(`without the newest wireguard-go: ${built}`);
+  else {
+    const { binary, version } = stack.use(built);
+    programs.push({ kind: "wireguard-go", name: `wireguard-go ${version}`, binary });
   }
-}
+  const results: BenchResult[] = [];
+  for (const setup of setups(options)) results.push(...(await compare(setup, programs, options)));
+  results.push(...(await floods(options)));
+  results.push(...(await idle(programs, options)));
+  return results;
+};
 
-function addresses(namespace: string, device: string, address: string): void {
-  ip("-n", namespace, "addr", "add", address, "dev", device);
-  ip("-n", namespace, "link", "set", device, "up");
-}
-
-async function startPerch(a: string, b: string): Promise<Tunnel> {
-  const keys = [PrivateKey.generate(), PrivateKey.generate()] as const;
-  const script = new URL("./throughput-end.ts", import.meta.url).pathname;
-  const end = async (namespace: string, me: 0 | 1): Promise<ChildProcess> => {
-    const other = 1 - me;
-    const options: EndOptions = {
-      privateKey: keys[me].toBase64(),
-      peer: keys[other as 0 | 1].publicKey,
-      endpoint: `192.0.2.${other + 1}:${PORT}`,
-      allowedIp: `10.99.0.${other + 1}/32`,
-      port: PORT,
-      mtu: MTU,
-    };
-    const child = spawn("ip", ["netns", "exec", namespace, process.execPath, script, JSON.stringify(options)], {
-      stdio: ["pipe", "pipe", "inherit"],
-    });
-    await once(child.stdout, "data");
-    return child;
-  };
-  const ends = [await end(a, 0), await end(b, 1)];
-  return {
-    pids: ends.map((child) => child.pid!),
-    stop: async () => {
-      await Promise.all(
-        ends.map(async (child) => {
-          const ended = once(child, "exit");
-          child.stdin!.end();
-          await ended;
-        }),
-      );
-    },
-  };
-}
-
-async function startWireguardGo(a: string, b: string): Promise<Tunnel> {
-  const keys = [PrivateKey.generate(), PrivateKey.generate()] as const;
-  const ends = [a, b].map((namespace) =>
-    // Each end needs a directory of its own for its control socket: the names are equal.
-    spawn("ip", ["netns", "exec", namespace, "unshare", "-m", "sh", "-c", GO_SCRIPT], {
-      stdio: ["pipe", "pipe", "ignore"],
-    }),
-  );
-  await Promise.all(
-    ends.map(async (child, me) => {
-      const other = (1 - me) as 0 | 1;
-      child.stdin.end(
-        `[Interface]\nPrivateKey = ${keys[me as 0 | 1].toBase64()}\nListenPort = ${PORT}\n[Peer]\n` +
-          `PublicKey = ${keys[other].publicKey}\nEndpoint = 192.0.2.${other + 1}:${PORT}\nAllowedIPs = 10.99.0.${other + 1}/32\n`,
-      );
-      await once(child.stdout, "data");
-    }),
-  );
-  for (const namespace of [a, b]) ip("-n", namespace, "link", "set", "wg0", "mtu", String(MTU));
-  return {
-    pids: ends.map((child) => child.pid!),
-    stop: async () => {
-      await Promise.all(
-        ends.map(async (child) => {
-          const ended = once(child, "exit");
-          child.kill();
-          await ended;
-        }),
-      );
-    },
-  };
-}
-
-/** Configures wireguard-go from stdin once its socket is there, says so, and becomes it in the foreground. */
-const GO_SCRIPT = `
-mount -t tmpfs tmpfs /var/run
-config=$(cat)
-( while ! wg show wg0 >/dev/null 2>&1; do sleep 0.05; done; echo "$config" | wg setconf wg0 /dev/stdin; echo ready ) &
-exec wireguard-go -f wg0`;
-
-/** One iperf3 run from a to b; what arrived. */
-async function iperf(...args: string[]): Promise<{ bits: number }> {
-  const [a, b] = namespaces;
-  const server = spawn("ip", ["netns", "exec", b, "iperf3", "-s", "-1"], { stdio: "ignore" });
-  try {
-    await sleep(SERVER_START_MS);
-    const text = await inside(a, "iperf3", "-c", "10.99.0.2", "-J", ...args);
-    const { end } = JSON.parse(text) as { end: { sum_received: { bits_per_second: number } } };
-    return { bits: end.sum_received.bits_per_second };
-  } finally {
-    server.kill();
-  }
-}
-
-async function inside(namespace: string, program: string, ...args: string[]): Promise<string> {
-  const { stdout } = await run("ip", ["netns", "exec", namespace, program, ...args], {
-    maxBuffer: 16 << 20,
-    timeout: 60_000,
+function setups({ quick }: BenchOptions): Setup[] {
+  const seconds = quick ? 1 : 2;
+  const tcp = (name: string, ...args: string[]): Figure => ({
+    name,
+    unit: "Mbit/s",
+    measure: async (tunnel) => (await tunnel.iperf(seconds, ...args)) / 1e6,
   });
-  return stdout;
+  const streams = [
+    tcp("TCP, one stream"),
+    tcp("TCP, one stream back", "-R"),
+    tcp("TCP, four streams", "-P", "4"),
+    tcp("TCP, four streams back", "-P", "4", "-R"),
+  ];
+  const small: Figure = {
+    name: "UDP of 64 bytes received",
+    unit: "1000/s",
+    measure: async (tunnel) => (await tunnel.iperf(seconds, "-u", "-b", "0", "-l", "64")) / 8 / 64 / 1000,
+  };
+  const flood: Figure = {
+    name: "ping -f, mean round trip",
+    unit: "us",
+    measure: async (tunnel) =>
+      Number(/= [\d.]+\/([\d.]+)/.exec(await tunnel.ping("-f", "-c", quick ? "500" : "5000"))?.[1]) * 1000,
+  };
+  const memory: Figure = {
+    name: "memory after load, larger end",
+    unit: "MB",
+    measure: async (tunnel) => tunnel.residentBytes() / 1e6,
+  };
+  return [
+    { label: "MTU 1280", innerMtu: 1280, segmentation: "on", figures: [...streams, small, flood, memory] },
+    { label: "MTU 1420", innerMtu: 1420, segmentation: "on", figures: streams },
+    { label: "MTU 1280, plain card", innerMtu: 1280, segmentation: "off", figures: streams },
+  ];
 }
 
-function residentBytes(pid: number): number {
-  return Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]) * 1024;
+async function compare(setup: Setup, programs: readonly Program[], { quick, say }: BenchOptions) {
+  const rounds = quick ? 1 : 5;
+  const values = new Map<string, Map<string, number[]>>();
+  await using stack = new AsyncDisposableStack();
+  const tunnels: TunnelPair[] = [];
+  for (const program of programs) tunnels.push(stack.use(await TunnelPair.start(program, setup)));
+  for (let round = 1; round <= rounds; round++) {
+    for (const { name, unit, measure } of setup.figures) {
+      const line: string[] = [];
+      for (const tunnel of tunnels) {
+        const value = await measure(tunnel);
+        line.push(`${tunnel.program.name} ${value.toFixed(0)}`);
+        const samples = values.get(name) ?? new Map<string, number[]>();
+        values.set(name, samples);
+        samples.set(tunnel.program.name, [...(samples.get(tunnel.program.name) ?? []), value]);
+      }
+      say(`${setup.label}, round ${round} of ${rounds}: ${name}, ${unit}: ${line.join(", ")}`);
+    }
+  }
+  return setup.figures.map(({ name, unit }): BenchResult => {
+    const median = (program: string): number => quantile(values.get(name)!.get(program)!, 0.5);
+    const others = Object.fromEntries(programs.slice(1).map((program) => [program.name, median(program.name)]));
+    return { name: `${name}, ${setup.label}`, unit, perch: median("perch"), others, samples: rounds };
+  });
+}
+
+/** How much of its rate one TCP stream keeps while handshakes arrive at the end that receives it. */
+async function floods({ quick, say }: BenchOptions): Promise<BenchResult[]> {
+  const rounds = quick ? 1 : 3;
+  const seconds = quick ? 1 : 2;
+  const results: BenchResult[] = [];
+  await using tunnel = await TunnelPair.start({ kind: "perch", name: "perch" }, { innerMtu: 1280 });
+  const { left, right } = tunnel.pair;
+  const script = fileURLToPath(new URL("../lab/handshake-flooder.ts", import.meta.url));
+  for (const kind of ["bogus", "stranger"] as const) {
+    const shares: number[] = [];
+    for (let round = 0; round < rounds; round++) {
+      const before = await tunnel.iperf(seconds);
+      const options: FloodOptions = {
+        kind,
+        to: right.address,
+        port: OUTER_PORT,
+        publicKey: tunnel.keys[1].publicKey,
+        perSecond: FLOOD_PER_SECOND,
+        seconds: seconds + 1,
+      };
+      const flooder = left.spawnNode(script, [JSON.stringify(options)], { stdio: ["pipe", "pipe", "inherit"] });
+      await once(flooder.stdout!, "data");
+      const ended = once(flooder, "exit");
+      flooder.stdin!.write("\n");
+      await sleep(300);
+      const during = await tunnel.iperf(seconds);
+      await ended;
+      const after = await tunnel.iperf(seconds);
+      shares.push((100 * during) / ((before + after) / 2));
+      say(`${FLOOD_PER_SECOND} handshakes a second, ${kind}: ${shares.at(-1)!.toFixed(0)} % of the rate`);
+    }
+    const what = kind === "bogus" ? "with a wrong mac1" : "of strangers";
+    results.push({
+      name: `TCP kept under ${FLOOD_PER_SECOND} handshakes/s ${what}`,
+      unit: "%",
+      perch: quantile(shares, 0.5),
+      others: {},
+      samples: rounds,
+    });
+  }
+  return results;
+}
+
+/** Wake-ups of both ends together while nothing happens, all tunnels at the same time. */
+async function idle(programs: readonly Program[], { quick, say }: BenchOptions): Promise<BenchResult[]> {
+  const seconds = quick ? 1 : IDLE_SECONDS;
+  await using stack = new AsyncDisposableStack();
+  const tunnels: TunnelPair[] = [];
+  for (const program of programs) tunnels.push(stack.use(await TunnelPair.start(program, { innerMtu: 1280 })));
+  const many = stack.use(await TunnelPair.start(programs[0]!, { innerMtu: 1280, asleepPeers: IDLE_PEERS }));
+  say(`idle: waiting ${quick ? 1 : SETTLE_MS / 1000} s for the sessions' own timers, then counting for ${seconds} s`);
+  await sleep(quick ? 1000 : SETTLE_MS);
+  const all = [...tunnels, many];
+  const before = all.map((tunnel) => tunnel.wakeUps());
+  await sleep(seconds * 1000);
+  const counts = all.map((tunnel, index) => tunnel.wakeUps() - before[index]!);
+  const others = Object.fromEntries(programs.slice(1).map(({ name }, index) => [name, counts[index + 1]!]));
+  const unit = `in ${seconds} s`;
+  return [
+    { name: "wake-ups of both ends, idle, 1 peer", unit, perch: counts[0]!, others, samples: 1 },
+    { name: `the same with ${IDLE_PEERS} sleeping peers`, unit, perch: counts.at(-1)!, others: {}, samples: 1 },
+  ];
 }

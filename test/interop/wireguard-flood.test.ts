@@ -4,7 +4,7 @@ import { describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { PrivateKey } from "#base/keys.ts";
-import type { FloodOptions } from "./wireguard-flooder.ts";
+import type { FloodOptions } from "../../lab/handshake-flooder.ts";
 import { delivered, Lab, missingForLab, OurDevice, ping, WireGuardGo } from "./wireguard-lab.ts";
 
 const skip = missingForLab() ?? false;
@@ -26,7 +26,7 @@ async function makeFlood(
     publicKey: target.publicKey,
     ...options,
   };
-  const script = fileURLToPath(new URL("./wireguard-flooder.ts", import.meta.url));
+  const script = fileURLToPath(new URL("../../lab/handshake-flooder.ts", import.meta.url));
   const child = lab.spawn(lab.there, process.execPath, [script, JSON.stringify(all)], "input");
   await once(child.stdout!, "data");
   return async () => {

@@ -1,5 +1,5 @@
 /**
- * Floods a WireGuard port with handshake initiations that were made beforehand: `wireguard-flooder.ts OPTIONS`. Says
+ * Floods a WireGuard port with handshake initiations that were made beforehand: `handshake-flooder.ts OPTIONS`. Says
  * `ready` when they are made, begins at a line on stdin, says how many it sent at the end.
  */
 import { createSocket } from "node:dgram";
