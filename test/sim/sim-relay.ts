@@ -10,6 +10,7 @@ import {
   AUTH_TIMEOUT_MS,
   PING_INTERVAL_MS,
   PING_TIMEOUT_MS,
+  PROBE_GAP_MS,
   QUICK_PING_TIMEOUT_MS,
   type RelayConnection,
   type RelayConnectionEvents,
@@ -111,6 +112,7 @@ class SimRelayConnection {
   #waiting: { readonly to: PeerId; readonly datagram: Uint8Array; readonly at: Millis }[] = [];
   #early: (() => void)[] = [];
   #timer: Timer | undefined;
+  #probedAt: Millis = Number.NEGATIVE_INFINITY;
   #rtt: Millis | undefined;
   #openedAt: Millis = 0;
   dropped = 0;
@@ -195,7 +197,9 @@ class SimRelayConnection {
   }
 
   probe(): void {
-    if (this.#phase === "ready") this.#ping(QUICK_PING_TIMEOUT_MS);
+    if (this.#phase !== "ready" || this.#clock.now() - this.#probedAt < PROBE_GAP_MS) return;
+    this.#probedAt = this.#clock.now();
+    this.#ping(QUICK_PING_TIMEOUT_MS);
   }
 
   async close(): Promise<void> {
@@ -369,6 +373,11 @@ export class SimRelayClient {
   noteNetworkChange(): void {
     this.#home.noteNetworkChange();
     this.#foreign.noteNetworkChange();
+  }
+
+  probe(): void {
+    this.#home.connection?.probe();
+    this.#foreign.probe();
   }
 
   mute(): void {

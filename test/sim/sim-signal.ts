@@ -6,6 +6,7 @@ import type { Clock, Millis, Timer } from "#base/time.ts";
 import { type Body, Body_Type, BodySchema } from "#gen/signal_pb.ts";
 import { type SendOutcome, SendQueue, type Transmit } from "#signal/client/send-queue.ts";
 import {
+  PROBE_GAP_MS,
   PROBE_TIMEOUT_MS,
   QUICK_PROBE_TIMEOUT_MS,
   QUICK_RETRY_MS,
@@ -118,6 +119,8 @@ export class SimSignalClient {
   #stream: ServerStream | undefined;
   #since: Millis | undefined;
   #timer: Timer | undefined;
+  #orphaned = false;
+  #probedAt: Millis = Number.NEGATIVE_INFINITY;
   #closed = false;
 
   constructor(deps: SimSignalClientDeps) {
@@ -151,12 +154,19 @@ export class SimSignalClient {
 
   noteNetworkChange(): void {
     this.#backoff.reset();
-    if (this.connected) this.#probe(QUICK_PROBE_TIMEOUT_MS);
-    else this.#connect();
+    if (this.connected && !this.#orphaned) return this.#probe(QUICK_PROBE_TIMEOUT_MS);
+    this.#queue.pause();
+    this.#since = undefined;
+    this.#connect();
+  }
+
+  probe(): void {
+    if (this.connected && this.#deps.clock.now() - this.#probedAt >= PROBE_GAP_MS) this.#probe(QUICK_PROBE_TIMEOUT_MS);
   }
 
   /** The machine's address changed under the connection. */
   mute(): void {
+    this.#orphaned = true;
     this.#stream?.mute();
   }
 
@@ -171,6 +181,7 @@ export class SimSignalClient {
     const { clock, server, host, key } = this.#deps;
     this.#timer?.cancel();
     this.#stream?.leave();
+    this.#orphaned = false;
     const stream: ServerStream = server.connect(key, host, {
       registered: () => {
         if (stream !== this.#stream) return;
@@ -235,6 +246,7 @@ export class SimSignalClient {
   }
 
   #probe(timeoutMs: Millis): void {
+    this.#probedAt = this.#deps.clock.now();
     const stream = this.#stream;
     this.#timer?.cancel();
     this.#timer = this.#deps.clock.after(timeoutMs, () => this.#lost());
