@@ -327,7 +327,7 @@ describe("a woken peer", () => {
     plane.take();
     events.length = 0;
     arrive(answer, { kind: "relay", slot: 0 });
-    assert.deepEqual(plane.take(), ["path 0 relay", "session 0 initiator", "note 0 received 92"]);
+    assert.deepEqual(plane.take(), ["path 0 relay", "note 0 received 92", "session 0 initiator"]);
     const established = events.find(({ name }) => name === "established")!.payload;
     assert.deepEqual(established, { key: peer, role: "initiator", source: { kind: "relay" }, rtt: 33 });
     assert.deepEqual(takeEvents(), ["path-hint", "established"]);
@@ -340,6 +340,17 @@ describe("a woken peer", () => {
     assert.deepEqual(plane.take(), ["path 0 none"]);
   });
 
+  it("sends what waited over the path that is chosen upon its handshake", () => {
+    const { plane, device, peer, set, arrive, remoteAnswer } = setUp();
+    set("awake");
+    device.setPath(peer, RELAY);
+    device.initiate(peer, [RELAY, DIRECT]);
+    plane.take();
+    device.events.on("established", () => device.setPath(peer, DIRECT));
+    arrive(remoteAnswer(plane.sent[0]!.datagram), DIRECT);
+    assert.deepEqual(plane.take(), ["note 0 received 92", "path 0 192.0.2.2:51820", "session 0 initiator"]);
+  });
+
   it("keeps its path when an answer comes from elsewhere", () => {
     const { plane, device, peer, set, arrive, remoteAnswer, events, takeEvents } = setUp();
     set("awake");
@@ -347,7 +358,7 @@ describe("a woken peer", () => {
     device.initiate(peer, [DIRECT]);
     plane.take();
     arrive(remoteAnswer(plane.sent[0]!.datagram), { kind: "udp", endpoint: ELSEWHERE.endpoint });
-    assert.deepEqual(plane.take(), ["session 0 initiator", "note 0 received 92"]);
+    assert.deepEqual(plane.take(), ["note 0 received 92", "session 0 initiator"]);
     const hint = events.find(({ name }) => name === "path-hint")!.payload;
     assert.deepEqual(hint, { key: peer, source: ELSEWHERE });
     assert.deepEqual(takeEvents(), ["path-hint", "established"]);

@@ -419,12 +419,12 @@ export class EmbeddedDevice implements WireGuardDevice {
         if (row.path.kind !== "none") this.#hint(row, packetSource(action.source));
         return;
       case "session":
-        if (action.keys.role === "initiator") this.#adopt(row, packetSource(action.source));
         this.#install(row, action.keys, action.createdAt);
         action.keys.wipe();
         return;
       case "completed": {
         const source = packetSource(action.source);
+        this.#adopt(row, source);
         this.#plane.noteAuthenticated(row.slot, "received", RESPONSE_BYTES);
         if (row.path.kind !== "none") this.#hint(row, source);
         this.#establish(row, { role: "initiator", source, ...(action.rtt === undefined ? {} : { rtt: action.rtt }) });

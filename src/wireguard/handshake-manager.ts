@@ -177,7 +177,7 @@ export class HandshakeManager {
   readonly #timestamps: Tai64nClock;
   readonly #indices = new IndexTable<number>();
   readonly #byKey = new Map<PublicKey, Peer>();
-  readonly #bySlot = new Map<number, Peer>();
+  readonly #bySlot: (Peer | undefined)[] = [];
   readonly #inContact = new Set<Peer>();
   /** By slot: when an unanswered initiation is repeated; and the sweep. */
   readonly #deadlines = new DeadlineQueue();
@@ -202,31 +202,32 @@ export class HandshakeManager {
   addPeer(slot: number, key: PublicKey, presharedKey: PresharedKey | undefined): void {
     const peer = { slot, key, presharedKey, contact: undefined, lastTimestamp: undefined };
     this.#byKey.set(key, peer);
-    this.#bySlot.set(slot, peer);
+    // Slots come in order at first: the array stays a plain one.
+    this.#bySlot[slot] = peer;
   }
 
   /** From the next handshake on; sessions stay. */
   setPresharedKey(slot: number, presharedKey: PresharedKey | undefined): void {
-    this.#bySlot.get(slot)!.presharedKey = presharedKey;
+    this.#bySlot[slot]!.presharedKey = presharedKey;
   }
 
   removePeer(slot: number): void {
-    const peer = this.#bySlot.get(slot);
+    const peer = this.#bySlot[slot];
     if (!peer) return;
     this.#endContact(peer);
     this.#byKey.delete(peer.key);
-    this.#bySlot.delete(slot);
+    this.#bySlot[slot] = undefined;
   }
 
   /** Stops repeating our initiation and forgets it. Never an error. */
   cancel(slot: number): void {
-    const contact = this.#bySlot.get(slot)?.contact;
+    const contact = this.#bySlot[slot]?.contact;
     if (contact) this.#dropInFlight(slot, contact);
   }
 
   /** The peer goes to sleep: as `cancel`, and the 5 s rule does not hold up the handshake that its next wake begins with. */
   rest(slot: number): void {
-    const contact = this.#bySlot.get(slot)?.contact;
+    const contact = this.#bySlot[slot]?.contact;
     if (!contact) return;
     this.#dropInFlight(slot, contact);
     contact.lastSentAt = Number.NEGATIVE_INFINITY;
@@ -250,7 +251,7 @@ export class HandshakeManager {
 
   /** The data path would like a session: obeys the 5 s rule, so it may be called as often as there is a reason. */
   want(slot: number, now: Millis): HandshakeAction[] {
-    const peer = this.#bySlot.get(slot);
+    const peer = this.#bySlot[slot];
     if (!peer) return [];
     const { contact } = peer;
     if (contact && (isOpen(contact) || now - contact.lastSentAt < this.#timing.rekeyTimeout)) return [];
@@ -263,7 +264,7 @@ export class HandshakeManager {
    * any more. A new one leaves 25 ms after the one before, at the earliest. Empty when the slot is free or the peer's key degenerate.
    */
   initiate(slot: number, now: Millis, reuseWithin: Millis = RESEND_WITHIN): HandshakeAction[] {
-    const peer = this.#bySlot.get(slot);
+    const peer = this.#bySlot[slot];
     if (!peer) return [];
     const inFlight = peer.contact?.inFlight;
     if (!inFlight || now - inFlight.sentAt >= reuseWithin) return this.#initiate(peer, now, now);
@@ -273,7 +274,7 @@ export class HandshakeManager {
 
   /** Whether an initiation of ours waits for its answer. */
   isInFlight(slot: number): boolean {
-    const contact = this.#bySlot.get(slot)?.contact;
+    const contact = this.#bySlot[slot]?.contact;
     return contact !== undefined && isOpen(contact);
   }
 
@@ -323,7 +324,7 @@ export class HandshakeManager {
         this.#sweep(now);
         continue;
       }
-      const peer = this.#bySlot.get(id);
+      const peer = this.#bySlot[id];
       if (!peer?.contact) continue;
       const { inFlight, delayedFrom } = peer.contact;
       if (delayedFrom !== undefined) {
@@ -448,7 +449,7 @@ export class HandshakeManager {
   #receiveResponse(message: Uint8Array, source: HandshakeSource, now: Millis): HandshakeAction[] {
     const index = readU32(message, RESPONSE.receiver);
     const slot = this.#indices.get(index);
-    const peer = slot === undefined ? undefined : this.#bySlot.get(slot);
+    const peer = slot === undefined ? undefined : this.#bySlot[slot];
     const inFlight = peer?.contact?.inFlight;
     if (!peer?.contact || inFlight?.sent.localIndex !== index) return this.#drop("drop-handshake-no-state");
     if (source.kind === "relay" && source.slot !== peer.slot) return this.#drop("drop-handshake-relay-mismatch");
@@ -459,15 +460,16 @@ export class HandshakeManager {
     peer.contact.lastActiveAt = now;
     this.#deadlines.cancel(peer.slot);
     this.#count("handshake-completed");
+    // First the news, so that a path chosen upon it is the one that the waiting packets take.
     return [
-      { kind: "session", slot: peer.slot, keys, createdAt: inFlight.sentAt, source },
       { kind: "completed", slot: peer.slot, source, rtt: inFlight.resent ? undefined : now - inFlight.sentAt },
+      { kind: "session", slot: peer.slot, keys, createdAt: inFlight.sentAt, source },
     ];
   }
 
   #receiveCookieReply(message: Uint8Array, now: Millis): HandshakeAction[] {
     const slot = this.#indices.get(readU32(message, COOKIE_REPLY.receiver));
-    const contact = slot === undefined ? undefined : this.#bySlot.get(slot)?.contact;
+    const contact = slot === undefined ? undefined : this.#bySlot[slot]?.contact;
     if (!contact?.cookies.consumeReply(contact.remote, message, now)) return this.#drop("drop-cookie-reply");
     this.#count("cookie-replies-taken");
     return [];
@@ -479,7 +481,7 @@ export class HandshakeManager {
   close(): void {
     for (const peer of [...this.#inContact]) this.#endContact(peer);
     this.#byKey.clear();
-    this.#bySlot.clear();
+    this.#bySlot.length = 0;
     this.#deadlines.cancel(SWEEP_ID);
     this.#checker.wipe();
   }
