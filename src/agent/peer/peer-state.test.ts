@@ -332,3 +332,22 @@ test("packets that come another way than ours go have the direct path checked, a
   assert.deepEqual(machine.effects, [{ kind: "suspect-ice", heardFrom: undefined }]);
   assert.deepEqual(choosePath(machine.state), { kind: "udp", endpoint });
 });
+
+test("a remote that begins anew is asked for a handshake, on the relay as well: it may be a new process", () => {
+  const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+  machine.now += 5000;
+  machine.post({ kind: "offer", remote: remote() });
+  assert.deepEqual(machine.kinds(), ["open-ice", "check-ice", "initiate", "send-answer"]);
+  assert.notEqual(machine.awake.proven, undefined);
+});
+
+test("data over the relay that nothing answers asks for a new proof, but only every ten seconds", () => {
+  const machine = new Machine().post(wake).post(overRelay);
+  machine.now += 1000;
+  assert.ok(!machine.post({ kind: "silent" }).kinds().includes("initiate"));
+  machine.now += 10_000;
+  assert.ok(machine.post({ kind: "silent" }).kinds().includes("initiate"));
+  // No answer: the peer is Connecting again.
+  while (machine.awake.proven !== undefined) machine.tick();
+  assert.ok(machine.now <= 1000 + 11_000 + 12_000);
+});

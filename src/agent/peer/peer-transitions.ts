@@ -41,6 +41,8 @@ const PROOF_PATIENCE: Millis = 12_000;
  * packets under way on that one would be lost.
  */
 const PROOF_FRESH: Millis = 1000;
+/** Data that nothing answers asks for a new proof when the last is this old; a program that only sends does no harm. */
+const SILENT_PROOF: Millis = 10_000;
 /** ICE that failed while the relay carries is tried again after 30 s, then ever more rarely, at most once an hour. */
 const FIRST_ICE_RETRY: Millis = 30_000;
 const MAX_ICE_RETRY: Millis = 3_600_000;
@@ -141,6 +143,15 @@ function offer(state: AwakeState, context: PeerContext): Step {
 /** Takes the remote's half. The same half again changes nothing; another one is a new life of the remote's ICE agent. */
 export function negotiate(state: AwakeState, remote: RemoteSession, context: PeerContext): Step {
   const known = state.remote;
+  const negotiated = takeRemote(state, remote);
+  // A new half may come from a new process, which has none of our sessions.
+  return known === undefined || sameSession(known, remote)
+    ? negotiated
+    : chain(negotiated, (awake) => proveAgain(awake, context));
+}
+
+function takeRemote(state: AwakeState, remote: RemoteSession): Step {
+  const known = state.remote;
   const effects: PeerEffect[] = [];
   if (known === undefined || known.relay?.instanceUrl !== remote.relay?.instanceUrl) {
     effects.push({ kind: "use-relay-server", relay: remote.relay });
@@ -159,7 +170,7 @@ export function negotiate(state: AwakeState, remote: RemoteSession, context: Pee
   const followed: AwakeState = { ...next, ice, iceChecking: true };
   // The remote gave the direct path of the old life up; where a relay carries, nothing has to wait for the new one.
   if (!state.relay || state.direct === undefined) return { state: followed, effects };
-  return chain({ state: { ...followed, direct: undefined }, effects }, (awake) => afterPathLoss(awake, context));
+  return chain({ state: { ...followed, direct: undefined }, effects }, (awake) => leavePath(awake));
 }
 
 /** Agents before 0.55 send no id: one life until failure (signal document, section 9). */
@@ -217,27 +228,28 @@ export function loseIce(state: AwakeState, reason: string, failed: boolean, cont
 
 /** The better path is gone: packets move to the next at once, and a handshake shows whether it carries. */
 function afterPathLoss(state: AwakeState, context: PeerContext): Step {
+  return chain(leavePath(state), (awake) => proveAgain(awake, context));
+}
+
+function leavePath(state: AwakeState): Step {
   const path = choosePath(state);
-  const next: AwakeState = {
-    ...state,
-    proven: path.kind === "none" ? undefined : state.proven,
-    initiator: true,
-    initiations: 0,
-    deadlines: {
-      ...state.deadlines,
-      prove: context.now + PROOF_PATIENCE,
-      ...(state.proven !== undefined && { initiate: state.proven + PROOF_FRESH }),
-    },
-  };
-  const moved: Step = {
-    state: next,
+  return {
+    state: { ...state, proven: path.kind === "none" ? undefined : state.proven, initiator: true, initiations: 0 },
     effects: [
       { kind: "note", event: "path", detail: path.kind === "relay" ? "back on the relay" : "no path" },
       { kind: "use-path", path },
     ],
   };
-  if (path.kind === "none" || (state.proven !== undefined && context.now - state.proven < PROOF_FRESH)) return moved;
-  return chain(moved, (awake) => initiate(awake, context));
+}
+
+/** Something says that the peer may not be where the last handshake proved it: the next one decides. */
+function proveAgain(state: AwakeState, context: PeerContext): Step {
+  if (choosePath(state).kind === "none") return unchanged(state);
+  const next: AwakeState = { ...state, initiator: true, initiations: 0 };
+  if (state.proven === undefined) return initiate(next, context);
+  const at = state.proven + PROOF_FRESH;
+  const deadlines = { ...state.deadlines, prove: context.now + PROOF_PATIENCE, initiate: at };
+  return at > context.now ? unchanged({ ...next, deadlines }) : initiate({ ...next, deadlines }, context);
 }
 
 export function changeRelay(state: AwakeState, up: boolean, context: PeerContext): Step {
@@ -335,7 +347,11 @@ export function hearNothing(state: AwakeState, context: PeerContext): Step {
   if (state.direct?.kind === "ice") {
     return { state, effects: [{ kind: "suspect-ice", heardFrom: undefined }, probe] };
   }
-  if (state.direct === undefined || !state.relay) return { state, effects: [probe] };
+  if (state.direct === undefined || !state.relay) {
+    // On a relay, or on no better path, nobody else notices that the remote has a new life without our sessions.
+    const isOld = state.proven !== undefined && context.now - state.proven >= SILENT_PROOF;
+    return append(isOld ? proveAgain(state, context) : unchanged(state), [probe]);
+  }
   // Nobody watches a learned path: without answers the relay is safer.
   const noted: PeerEffect = { kind: "note", event: "direct-lost", detail: "no answer to data" };
   return append(leaveDirect(state, noted, context), [probe]);
