@@ -27,6 +27,7 @@ const EXCUSES: ReadonlySet<string> = new Set([
   "no-network",
   "drop-staged-peer-full",
   "asked to sleep",
+  "starting",
 ]);
 /** A handshake is given up after 90 s, and packets with it. */
 const GIVE_UP: Millis = 90_000;
@@ -47,7 +48,7 @@ export class PairWatch {
   readonly #differSince = new Map<string, Millis>();
   #disturbedAt: Millis = 0;
   readonly #startedAt = new Map<SimMachine, Millis[]>();
-  readonly #awakeAt = new Map<PeerConnection, Millis>();
+  readonly #idleSince = new Map<PeerConnection, Millis>();
   readonly #lives = new Map<SimMachine, number>();
 
   constructor(world: SimWorld) {
@@ -70,16 +71,20 @@ export class PairWatch {
   noteSent(from: SimMachine): void {
     const { agent } = from;
     if (!agent) return;
-    for (const peer of agent.engine.connections.peers) if (peer.awake) return;
+    for (const peer of agent.engine.connections.peers) if (this.#mayBeHeard(peer)) return;
     this.#violate(`${from.name} sent a datagram to a peer while all its peers are idle`);
   }
 
   noteRelayed(from: SimMachine, to: PublicKey): void {
     const peer = from.agent?.engine.connections.find(to);
-    // What the other thread sent in the instant before arrives in the instant after.
-    const { now } = this.#world;
-    if (peer && !peer.awake && now - (this.#awakeAt.get(peer) ?? now) > LAG_MAX)
+    if (peer && !this.#mayBeHeard(peer))
       this.#violate(`${from.name} sent a relayed datagram to its idle peer ${peer.info.fqdn}`);
+  }
+
+  /** What the other thread sent in the instant before leaves in the instant after. */
+  #mayBeHeard(peer: PeerConnection): boolean {
+    const { now } = this.#world;
+    return peer.awake || now - (this.#idleSince.get(peer) ?? now) <= LAG_MAX;
   }
 
   check(): void {
@@ -144,7 +149,10 @@ export class PairWatch {
   #checkAgent(machine: SimMachine): void {
     const { agent } = machine;
     if (!agent) return;
-    for (const peer of agent.engine.connections.peers) if (peer.awake) this.#awakeAt.set(peer, this.#world.now);
+    for (const peer of agent.engine.connections.peers) {
+      if (peer.awake) this.#idleSince.delete(peer);
+      else if (!this.#idleSince.has(peer)) this.#idleSince.set(peer, this.#world.now);
+    }
     for (const [key, count] of agent.iceSessions) {
       if (count > 1) this.#violate(`${machine.name} has ${count} ICE agents for ${key.slice(0, 6)}`);
     }

@@ -40,6 +40,9 @@ export interface SimAgent {
   readonly iceSessions: Map<PublicKey, number>;
 }
 
+/** Commands take this long at most to reach the data worker. */
+const STARTING = 20;
+
 /** Keys are expensive and need not differ between worlds. */
 const KEYS: PrivateKey[] = [];
 
@@ -126,7 +129,7 @@ export class SimMachine implements StreamHost {
       device,
       signal,
       relay,
-      tunnel: { apply: async () => {} },
+      tunnel: { apply: async () => [] },
       management: { reconnect() {} },
       changed: () => {},
       interfaces: () => this.#interfaces(),
@@ -217,8 +220,10 @@ export class SimMachine implements StreamHost {
     const { agent } = this;
     if (!agent || agent.clock.suspended) return undefined;
     const packet = this.world.createPacket(this, to, bytes);
-    agent.plane.outbound(packet);
-    return packet.id;
+    if (agent.plane.outbound(packet)) return packet.id;
+    // The data worker of an agent that begins in this instant has no routes yet: the kernel would have none either.
+    this.world.noteDropped(packet, agent.clock.uptime < STARTING ? "starting" : "drop-no-route");
+    return undefined;
   }
 
   #send(datagram: Uint8Array, to: Endpoint): boolean {

@@ -105,6 +105,8 @@ function isBefore(a: Entry, b: Entry): boolean {
   return a.at < b.at || (a.at === b.at && a.sequence < b.sequence);
 }
 
+/** What a process's clock shows when it begins: 0 would look like "never". */
+const STARTED_AT: Millis = 1000;
 /** More events than this in one instant are an endless loop. */
 const STANDING_MAX = 100_000;
 
@@ -133,7 +135,7 @@ export class MachineClock implements Clock {
 
   constructor(time: VirtualTime, wallOffset: number) {
     this.#time = time;
-    this.#behind = time.now() - 1000;
+    this.#behind = time.now() - STARTED_AT;
     this.#wallOffset = wallOffset;
   }
 
@@ -143,6 +145,11 @@ export class MachineClock implements Clock {
 
   wall(): number {
     return this.#time.wall() + this.#wallOffset;
+  }
+
+  /** Since the process began, without what it was suspended. */
+  get uptime(): Millis {
+    return this.now() - STARTED_AT;
   }
 
   stepWall(by: number): void {
