@@ -15,6 +15,8 @@ export interface Libc {
   ioctl(fd: number, request: number, argument: Address): number;
   read(fd: number, buffer: Address, bytes: number): number;
   write(fd: number, buffer: Address, bytes: number): number;
+  /** The same as `read`, for an address alone: cheaper by what it takes to find out what a `buffer` is. */
+  readAt(fd: number, address: number, bytes: number): number;
   writev(fd: number, iovecs: Address, count: number): number;
   poll(fds: Address, count: number, timeoutMs: number): number;
   eventfd(initial: number, flags: number): number;
@@ -104,6 +106,7 @@ export function libc(): Libc {
     close: bind("close", "int", ["int"]),
     ioctl: bind("ioctl", "int", ["int", "ulong", "void *"]),
     read: bind("read", "long", ["int", "void *", "size_t"]),
+    readAt: library.func("read", "long", ["int", "size_t", "size_t"]) as Libc["readAt"],
     write: bind("write", "long", ["int", "void *", "size_t"]),
     writev: bind("writev", "long", ["int", "void *", "int"]),
     poll: bind("poll", "int", ["void *", "ulong", "int"]),

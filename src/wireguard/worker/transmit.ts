@@ -3,6 +3,7 @@ import { type Libc, libc } from "#net/libc.ts";
 import { PADDING_MULTIPLE, TRANSPORT_OVERHEAD } from "../constants.ts";
 import type { Aead } from "./aead-evp.ts";
 import type { Arena } from "./arena.ts";
+import type { PacketFilter } from "./filter.ts";
 import { ipLength, VIRTIO } from "./inner-packet.ts";
 import type { SessionLimits } from "./limits.ts";
 import { PathKind, type Peer, type Peers } from "./peers.ts";
@@ -37,6 +38,7 @@ export interface TransmitDeps {
   readonly queue: SendQueue;
   readonly tun: TunWriter;
   readonly limits: SessionLimits;
+  readonly filter: PacketFilter;
 }
 
 /**
@@ -156,7 +158,7 @@ export class Transmitter {
     const header = this.#virtioHeader ? VIRTIO.bytes : 0;
     const address = this.#deps.arena.base + this.#packet - header;
     for (;;) {
-      const bytes = this.#libc.read(this.#tunFd, address, TUN_PACKET_BYTES + header);
+      const bytes = this.#libc.readAt(this.#tunFd, address, TUN_PACKET_BYTES + header);
       if (bytes >= header) {
         this.#words[Counter["tun-read"]]!++;
         return bytes - header;
@@ -209,6 +211,8 @@ export class Transmitter {
   /** Sends the packet at `#packet`, in as many datagrams as its virtio header asks for. */
   #send(peer: Peer, session: Session, length: number): void {
     const segmenter = this.#segmenter;
+    const { filter } = this.#deps;
+    if (filter.isOn) filter.outbound(this.#packet, length);
     const count = segmenter.begin(this.#packet, length);
     if (count === 0) {
       this.#words[Counter["drop-outbound-malformed"]]!++;
