@@ -31,6 +31,8 @@ interface Setup {
  * Tunnels of all programs stand side by side, idle but for the one that is measured. Each round asks for one figure after
  * the other, and for each figure one program after the other, so that a slow moment of the machine hits neighbours alike.
  * What is shown are medians over the rounds.
+ *
+ * PERCH_BENCH_BASELINE names a directory with another state of Perch, which is then measured beside this one.
  */
 export const bench: Bench = async (options) => {
   await ensurePrivileges();
@@ -45,6 +47,8 @@ export const bench: Bench = async (options) => {
     const { binary, version } = stack.use(built);
     programs.push({ kind: "wireguard-go", name: `wireguard-go ${version}`, binary });
   }
+  const { PERCH_BENCH_BASELINE: checkout } = process.env;
+  if (checkout !== undefined) programs.push({ kind: "perch", name: `perch in ${checkout}`, checkout });
   const results: BenchResult[] = [];
   for (const setup of setups(options)) results.push(...(await compare(setup, programs, options)));
   results.push(...(await floods(options)));

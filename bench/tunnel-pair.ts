@@ -1,6 +1,7 @@
 import { type ChildProcess, execFile } from "node:child_process";
 import { once } from "node:events";
 import { readdirSync, readFileSync } from "node:fs";
+import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
@@ -15,7 +16,8 @@ const INNER = ["10.99.0.1", "10.99.0.2"] as const;
 
 /** A WireGuard that the bench runs at both ends of a tunnel. */
 export type Program =
-  | { readonly kind: "perch"; readonly name: string }
+  /** `checkout`: a directory with another state of Perch; default this one. */
+  | { readonly kind: "perch"; readonly name: string; readonly checkout?: string }
   | { readonly kind: "wireguard-go"; readonly name: string; readonly binary: string };
 
 export interface TunnelOptions extends VethOptions {
@@ -97,7 +99,8 @@ export class TunnelPair implements AsyncDisposable {
       mtu: innerMtu,
       asleepPeers,
     };
-    const script = new URL("./throughput-end.ts", import.meta.url).pathname;
+    const { checkout } = this.program as Program & { kind: "perch" };
+    const script = join(checkout ?? resolve(import.meta.dirname, ".."), "bench/throughput-end.ts");
     return this.hosts[me].spawnNode(script, [JSON.stringify(options)], { stdio: ["pipe", "pipe", "inherit"] });
   }
 
