@@ -1,31 +1,58 @@
 import { networkInterfaces } from "node:os";
 import type { Clock, Millis, Timer } from "#base/time.ts";
+import { gatherHostCandidates } from "#ice/gather.ts";
+import { type NetworkChanges, readDefaultRoutes, watchNetworkChanges } from "#net/network-changes-linux.ts";
 
-/** How often the local addresses are looked at. */
+/** How often to look when nobody tells of changes, and for a suspend. */
 export const WATCH_INTERVAL: Millis = 5000;
+/** The wall clock ran ahead of the monotonic one by this much: the machine slept. */
+const SUSPENDED: Millis = 5000;
+
+/** Where the machine is in the network, as far as the system tells. */
+export interface NetworkSystem {
+  readonly watch: (changed: () => void) => NetworkChanges;
+  readonly defaultRoutes: (exceptInterface: string) => readonly string[];
+}
+
+const LINUX: NetworkSystem = { watch: watchNetworkChanges, defaultRoutes: readDefaultRoutes };
 
 /**
- * Notices that the machine's addresses changed: another network, a cable pulled, a suspend that ended elsewhere. The
- * tunnel's own interface does not count.
+ * Notices that the machine's place in the network changed: an address that peers could use, or a default route, came or
+ * went, or a suspend ended. The system tells within milliseconds; a look now and then finds what it did not tell. The tunnel's
+ * own interface, and those of containers and other tunnels, do not count.
  */
 export class NetworkWatch {
   readonly #clock: Clock;
   readonly #ownInterface: string;
   readonly #onChange: () => void;
   readonly #interfaces: typeof networkInterfaces;
+  readonly #system: NetworkSystem | undefined;
+  readonly #changes: NetworkChanges | undefined;
   #seen: string;
+  #lag: Millis;
   #timer: Timer | undefined;
 
-  constructor(clock: Clock, ownInterface: string, onChange: () => void, interfaces = networkInterfaces) {
+  /** `interfaces`: instead of the machine's own; then `system` is not asked unless it is given, too. */
+  constructor(
+    clock: Clock,
+    ownInterface: string,
+    onChange: () => void,
+    interfaces?: typeof networkInterfaces,
+    system: NetworkSystem | undefined = interfaces ? undefined : LINUX,
+  ) {
     this.#clock = clock;
     this.#ownInterface = ownInterface;
     this.#onChange = onChange;
-    this.#interfaces = interfaces;
+    this.#interfaces = interfaces ?? networkInterfaces;
+    this.#system = system;
     this.#seen = this.#read();
+    this.#lag = this.#wallLag();
+    this.#changes = system?.watch(() => this.#look());
     this.#arm();
   }
 
   close(): void {
+    this.#changes?.close();
     this.#timer?.cancel();
     this.#timer = undefined;
   }
@@ -33,21 +60,34 @@ export class NetworkWatch {
   #arm(): void {
     this.#timer = this.#clock.after(WATCH_INTERVAL, () => {
       this.#arm();
-      const seen = this.#read();
-      if (seen === this.#seen) return;
-      const lostAll = seen === "";
-      this.#seen = seen;
-      // Without any address there is nothing to negotiate with; the return of one is the change that counts.
-      if (!lostAll) this.#onChange();
+      this.#look();
     });
   }
 
+  #look(): void {
+    const before = this.#seen;
+    const lag = this.#wallLag();
+    const suspended = lag - this.#lag >= SUSPENDED;
+    this.#lag = lag;
+    this.#seen = this.#read();
+    // Without any address there is nothing to negotiate with; the return of one is the change that counts.
+    if (this.#seen !== "" && (suspended || this.#seen !== before)) this.#onChange();
+  }
+
+  /** Grows while the machine is suspended, and when somebody sets its clock forward, which does no harm. */
+  #wallLag(): Millis {
+    return this.#clock.wall() - this.#clock.now();
+  }
+
   #read(): string {
-    const addresses: string[] = [];
-    for (const [name, entries] of Object.entries(this.#interfaces())) {
-      if (name === this.#ownInterface) continue;
-      for (const { internal, address } of entries ?? []) if (!internal) addresses.push(`${name} ${address}`);
-    }
-    return addresses.sort().join();
+    const candidates = gatherHostCandidates({
+      port: 1,
+      ufrag: "",
+      ownInterfaces: [this.#ownInterface],
+      interfaces: this.#interfaces(),
+    });
+    const addresses = candidates.map(({ endpoint }) => endpoint.address).sort();
+    if (addresses.length === 0) return "";
+    return [...addresses, ...(this.#system?.defaultRoutes(this.#ownInterface) ?? [])].join();
   }
 }

@@ -1,0 +1,105 @@
+import assert from "node:assert/strict";
+import type { NetworkInterfaceInfo } from "node:os";
+import { test } from "node:test";
+import { ManualClock } from "#base/time.ts";
+import { NetworkWatch, WATCH_INTERVAL } from "./network-watch.ts";
+
+/** A machine whose addresses and routes are changed by hand, with or without a word from the system. */
+class Machine {
+  readonly clock = new ManualClock(0);
+  readonly interfaces: Record<string, NetworkInterfaceInfo[]> = {};
+  routes: string[] = ["eth0 0101A8C0"];
+  changes = 0;
+  closed = false;
+  tell: () => void = () => {};
+  readonly watch: NetworkWatch;
+
+  constructor() {
+    this.set("lo", "127.0.0.1", true);
+    this.set("eth0", "192.168.1.7");
+    this.set("perch0", "100.64.0.1");
+    this.watch = new NetworkWatch(
+      this.clock,
+      "perch0",
+      () => this.changes++,
+      () => this.interfaces,
+      {
+        watch: (changed) => {
+          this.tell = changed;
+          return {
+            close: () => {
+              this.closed = true;
+            },
+          };
+        },
+        defaultRoutes: () => this.routes,
+      },
+    );
+  }
+
+  set(name: string, address: string, internal = false): this {
+    const family = address.includes(":") ? "IPv6" : "IPv4";
+    const info = { address, netmask: "", mac: "", internal, cidr: null, family, scopeid: 0 } as NetworkInterfaceInfo;
+    this.interfaces[name] = [info];
+    return this;
+  }
+}
+
+test("a change is noticed when the system tells of it, and only once", () => {
+  const machine = new Machine();
+  machine.set("eth0", "10.0.0.7").tell();
+  assert.equal(machine.changes, 1);
+  machine.tell();
+  machine.clock.advance(2 * WATCH_INTERVAL);
+  assert.equal(machine.changes, 1);
+});
+
+test("another way out of the same address is a change", () => {
+  const machine = new Machine();
+  machine.routes = ["eth0 FE01A8C0"];
+  machine.tell();
+  assert.equal(machine.changes, 1);
+});
+
+test("what the system did not tell is found by looking", () => {
+  const machine = new Machine();
+  machine.set("eth0", "10.0.0.7");
+  machine.clock.advance(WATCH_INTERVAL - 1);
+  assert.equal(machine.changes, 0);
+  machine.clock.advance(1);
+  assert.equal(machine.changes, 1);
+});
+
+test("the tunnel, containers, other tunnels and link-local addresses do not count", () => {
+  const machine = new Machine();
+  machine.set("perch0", "100.64.0.2").set("docker0", "172.17.0.1").set("veth12", "169.254.3.4").set("wg0", "10.9.0.1");
+  machine.set("eth1", "fe80::1").tell();
+  assert.equal(machine.changes, 0);
+});
+
+test("losing every address is not told, the next address is", () => {
+  const machine = new Machine();
+  delete machine.interfaces.eth0;
+  machine.tell();
+  assert.equal(machine.changes, 0);
+  machine.set("eth0", "192.168.1.7").tell();
+  assert.equal(machine.changes, 1);
+});
+
+test("the end of a suspend is a change of network, addresses or not", () => {
+  const machine = new Machine();
+  machine.clock.advance(WATCH_INTERVAL);
+  assert.equal(machine.changes, 0);
+  machine.clock.stepWall(60_000);
+  machine.clock.advance(WATCH_INTERVAL);
+  assert.equal(machine.changes, 1);
+  machine.clock.advance(WATCH_INTERVAL);
+  assert.equal(machine.changes, 1);
+});
+
+test("nothing is left after close", () => {
+  const machine = new Machine();
+  machine.watch.close();
+  assert.ok(machine.closed);
+  assert.equal(machine.clock.pending, 0);
+});
