@@ -6,7 +6,9 @@ import type { Clock, Millis, Timer } from "#base/time.ts";
 import type { LoginResponse } from "#gen/management_pb.ts";
 import { ManagementClient } from "#management/client/management-client.ts";
 import type { AgentControl, AgentSettings, AgentState, AgentStatus } from "./control.ts";
+import { type DoctorDeps, examine, examinePair } from "./doctor.ts";
 import { AgentError } from "./errors.ts";
+import type { AgentExamination, PairExamination } from "./examination.ts";
 import { loadIdentity } from "./identity.ts";
 import { PinStore } from "./pin-store.ts";
 import { probeDevice } from "./routing/device-linux.ts";
@@ -161,10 +163,27 @@ class Agent implements AgentControl, AsyncDisposable {
     this.#changed();
   }
 
+  examine(signal: AbortSignal): Promise<AgentExamination> {
+    return examine(this.#doctor(), signal);
+  }
+
+  examinePair(key: PublicKey): Promise<PairExamination> {
+    return examinePair(this.#doctor(), key);
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.down();
     this.#changeTimer?.cancel();
     this.#listeners.clear();
+  }
+
+  #doctor(): DoctorDeps {
+    return {
+      clock: this.#deps.clock,
+      settings: this.#settings,
+      session: this.#session,
+      status: () => this.status(),
+    };
   }
 
   /** Login, device, servers, first map; undoes what it did when it fails. */

@@ -1,6 +1,7 @@
 import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
 import type { Millis } from "#base/time.ts";
+import type { AgentExamination, PairExamination } from "./examination.ts";
 
 /**
  * What the daemon may ask of the agent. `status` never waits: it copies what the recorder holds. Everything that has to
@@ -28,6 +29,10 @@ export interface AgentControl {
   pinPeer(key: PublicKey, pinned: boolean): void;
   /** Switches lazy connections live, source `setting`; undefined leaves it to the network. The daemon stores the setting. */
   setLazy(value: boolean | undefined): void;
+  /** Checks this agent, up or down. Asks STUN servers and management's clock anew, a few seconds; changes nothing. */
+  examine(signal: AbortSignal): Promise<AgentExamination>;
+  /** Why a pair is as it is. Asks STUN servers anew; changes nothing, wakes nobody. Throws AgentError `peer-unknown`. */
+  examinePair(key: PublicKey): Promise<PairExamination>;
 }
 
 /** Settings of `perch up` after flag, environment and stored values were merged; see `LazySource` for lazy. */

@@ -13,7 +13,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file daemon.proto.
  */
 export const file_daemon: GenFile = /*@__PURE__*/
-  fileDesc("CgxkYWVtb24ucHJvdG8SD3BlcmNoLmRhZW1vbi52MSIuCgtFcnJvckRldGFpbBIMCgRjb2RlGAEgASgJEhEKCXJldHJ5YWJsZRgCIAEoCCKzAwoNU2V0dGluZ1ZhbHVlcxIbCg5tYW5hZ2VtZW50X3VybBgBIAEoCUgAiAEBEhUKCGhvc3RuYW1lGAIgASgJSAGIAQESGwoOaW50ZXJmYWNlX25hbWUYAyABKAlIAogBARIbCg53aXJlZ3VhcmRfcG9ydBgEIAEoDUgDiAEBEhAKA210dRgFIAEoDUgEiAEBEhMKBmRldmljZRgGIAEoCUgFiAEBEhoKDXByZXNoYXJlZF9rZXkYByABKAlIBogBARIRCgRsYXp5GAggASgISAeIAQESJAoXaW5hY3Rpdml0eV90aHJlc2hvbGRfbXMYCSABKAFICIgBARIYCgtmb3JjZV9yZWxheRgKIAEoCEgJiAEBQhEKD19tYW5hZ2VtZW50X3VybEILCglfaG9zdG5hbWVCEQoPX2ludGVyZmFjZV9uYW1lQhEKD193aXJlZ3VhcmRfcG9ydEIGCgRfbXR1QgkKB19kZXZpY2VCEAoOX3ByZXNoYXJlZF9rZXlCBwoFX2xhenlCGgoYX2luYWN0aXZpdHlfdGhyZXNob2xkX21zQg4KDF9mb3JjZV9yZWxheSKCAQoJVXBSZXF1ZXN0Ei0KBWZsYWdzGAEgASgLMh4ucGVyY2guZGFlbW9uLnYxLlNldHRpbmdWYWx1ZXMSMwoLZW52aXJvbm1lbnQYAiABKAsyHi5wZXJjaC5kYWVtb24udjEuU2V0dGluZ1ZhbHVlcxIRCglzZXR1cF9rZXkYAyABKAkiUwoHVXBFdmVudBISCghwcm9ncmVzcxgBIAEoCUgAEisKBnJlc3VsdBgCIAEoCzIZLnBlcmNoLmRhZW1vbi52MS5VcFJlc3VsdEgAQgcKBWV2ZW50IkYKCFVwUmVzdWx0Eg8KB2FscmVhZHkYASABKAgSKQoEaGVhZBgCIAEoCzIbLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNIZWFkIg0KC0Rvd25SZXF1ZXN0Ih8KDERvd25SZXNwb25zZRIPCgdhbHJlYWR5GAEgASgIIhMKEURlcmVnaXN0ZXJSZXF1ZXN0IhQKEkRlcmVnaXN0ZXJSZXNwb25zZSKIAQoNU3RhdHVzUmVxdWVzdBIqCgZzdGF0ZXMYASADKA4yGi5wZXJjaC5kYWVtb24udjEuUGVlclN0YXRlEg0KBW5hbWVzGAIgAygJEhEKCWFkZHJlc3NlcxgDIAMoCRISCgp3aXRoX3BlZXJzGAQgASgIEhUKDXdpdGhfdGltZWxpbmUYBSABKAgiXwoMV2F0Y2hSZXF1ZXN0Ei4KBmZpbHRlchgBIAEoCzIeLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNSZXF1ZXN0Eg0KBWVwb2NoGAIgASgJEhAKCHJldmlzaW9uGAMgASgEIqwBCgpTdGF0dXNQYXJ0Eg0KBWVwb2NoGAEgASgJEhAKCHJldmlzaW9uGAIgASgEEg0KBXJlc2V0GAMgASgIEikKBGhlYWQYBCABKAsyGy5wZXJjaC5kYWVtb24udjEuU3RhdHVzSGVhZBIkCgVwZWVycxgFIAMoCzIVLnBlcmNoLmRhZW1vbi52MS5QZWVyEg8KB3JlbW92ZWQYBiADKAwSDAoEbW9yZRgHIAEoCCKcBgoKU3RhdHVzSGVhZBIWCg5kYWVtb25fdmVyc2lvbhgBIAEoCRILCgNwaWQYAiABKA0SEgoKc3RhcnRlZF9hdBgDIAEoARIqCgVzdGF0ZRgEIAEoDjIbLnBlcmNoLmRhZW1vbi52MS5BZ2VudFN0YXRlEg4KBnJlYXNvbhgFIAEoCRIVCg1hZ2VudF92ZXJzaW9uGAYgASgJEhIKCnB1YmxpY19rZXkYByABKAwSDAoEZnFkbhgIIAEoCRIQCghob3N0bmFtZRgJIAEoCRIPCgdhZGRyZXNzGAogASgJEhAKCGFkZHJlc3M2GAsgASgJEhYKDmludGVyZmFjZV9uYW1lGAwgASgJEhYKDndpcmVndWFyZF9wb3J0GA0gASgNEgsKA210dRgOIAEoDRIOCgZkZXZpY2UYDyABKAkSFwoPZGV2aWNlX2ZlYXR1cmVzGBAgAygJEiMKBGxhenkYESABKAsyFS5wZXJjaC5kYWVtb24udjEuTGF6eRIsCgptYW5hZ2VtZW50GBIgASgLMhgucGVyY2guZGFlbW9uLnYxLlNlcnZpY2USKAoGc2lnbmFsGBMgASgLMhgucGVyY2guZGFlbW9uLnYxLlNlcnZpY2USJgoGcmVsYXlzGBQgAygLMhYucGVyY2guZGFlbW9uLnYxLlJlbGF5EiUKBXN0dW5zGBUgAygLMhYucGVyY2guZGFlbW9uLnYxLlJlbGF5Eg4KBnNlcmlhbBgWIAEoBBIqCgVwZWVycxgXIAEoCzIbLnBlcmNoLmRhZW1vbi52MS5QZWVyQ291bnRzEjsKCGNvdW50ZXJzGBggAygLMikucGVyY2guZGFlbW9uLnYxLlN0YXR1c0hlYWQuQ291bnRlcnNFbnRyeRIqCghzZXR0aW5ncxgZIAMoCzIYLnBlcmNoLmRhZW1vbi52MS5TZXR0aW5nEhAKCHRha2VuX2F0GBogASgBEhEKCWxvZ19sZXZlbBgbIAEoCRovCg1Db3VudGVyc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoAToCOAEiUAoKUGVlckNvdW50cxINCgV0b3RhbBgBIAEoDRIMCgRpZGxlGAIgASgNEhIKCmNvbm5lY3RpbmcYAyABKA0SEQoJY29ubmVjdGVkGAQgASgNIj0KBExhenkSDwoHZW5hYmxlZBgBIAEoCBIOCgZzb3VyY2UYAiABKAkSFAoMdGhyZXNob2xkX21zGAMgASgBIkcKB1NlcnZpY2USCwoDdXJsGAEgASgJEhEKCWNvbm5lY3RlZBgCIAEoCBINCgVlcnJvchgDIAEoCRINCgVzaW5jZRgEIAEoASI2CgVSZWxheRILCgN1cmkYASABKAkSEQoJYXZhaWxhYmxlGAIgASgIEg0KBWVycm9yGAMgASgJIjYKB1NldHRpbmcSDAoEbmFtZRgBIAEoCRINCgV2YWx1ZRgCIAEoCRIOCgZzb3VyY2UYAyABKAkiqQMKBFBlZXISCwoDa2V5GAEgASgMEgwKBGZxZG4YAiABKAkSEQoJYWRkcmVzc2VzGAMgAygJEikKBXN0YXRlGAQgASgOMhoucGVyY2guZGFlbW9uLnYxLlBlZXJTdGF0ZRIOCgZyZWFzb24YBSABKAkSDQoFc2luY2UYBiABKAESDAoEbGF6eRgHIAEoCBITCgtsYXp5X3JlYXNvbhgIIAEoCRIOCgZwaW5uZWQYCSABKAgSFQoNYWdlbnRfdmVyc2lvbhgKIAEoCRIjCgRwYXRoGAsgASgLMhUucGVyY2guZGFlbW9uLnYxLlBhdGgSFAoMcmVsYXlfc2VydmVyGAwgASgJEhcKCmxhdGVuY3lfbXMYDSABKAFIAIgBARIWCg5sYXN0X2hhbmRzaGFrZRgOIAEoARIQCghyeF9ieXRlcxgPIAEoARIQCgh0eF9ieXRlcxgQIAEoARIOCgZyb3V0ZXMYESADKAkSMAoIdGltZWxpbmUYEiADKAsyHi5wZXJjaC5kYWVtb24udjEuVGltZWxpbmVFbnRyeUINCgtfbGF0ZW5jeV9tcyJOCgRQYXRoEg8KBXJlbGF5GAEgASgJSAASLQoGZGlyZWN0GAIgASgLMhsucGVyY2guZGFlbW9uLnYxLkRpcmVjdFBhdGhIAEIGCgRwYXRoIlQKCkRpcmVjdFBhdGgSDgoGcmVtb3RlGAEgASgJEg0KBWxvY2FsGAIgASgJEhMKC3JlbW90ZV9raW5kGAMgASgJEhIKCmxvY2FsX2tpbmQYBCABKAkiaAoNVGltZWxpbmVFbnRyeRIKCgJhdBgBIAEoARINCgVldmVudBgCIAEoCRIOCgZkZXRhaWwYAyABKAkSGgoNc2luY2Vfd2FrZV9tcxgEIAEoAUgAiAEBQhAKDl9zaW5jZV93YWtlX21zIhsKC1BlZXJSZXF1ZXN0EgwKBHBlZXIYASABKAkiLgoOUGluUGVlclJlcXVlc3QSDAoEcGVlchgBIAEoCRIOCgZwaW5uZWQYAiABKAgiMgoOU2V0TGF6eVJlcXVlc3QSFAoHZW5hYmxlZBgBIAEoCEgAiAEBQgoKCF9lbmFibGVkIjYKD1NldExhenlSZXNwb25zZRIjCgRsYXp5GAEgASgLMhUucGVyY2guZGFlbW9uLnYxLkxhenkiIwoSU2V0TG9nTGV2ZWxSZXF1ZXN0Eg0KBWxldmVsGAEgASgJIiUKE1NldExvZ0xldmVsUmVzcG9uc2USDgoGYmVmb3JlGAEgASgJKlAKCVBlZXJTdGF0ZRIaChZQRUVSX1NUQVRFX1VOU1BFQ0lGSUVEEAASCAoESURMRRABEg4KCkNPTk5FQ1RJTkcQAhINCglDT05ORUNURUQQAypoCgpBZ2VudFN0YXRlEhsKF0FHRU5UX1NUQVRFX1VOU1BFQ0lGSUVEEAASCAoERE9XThABEgwKCFNUQVJUSU5HEAISBgoCVVAQAxIPCgtORUVEU19MT0dJThAEEgwKCFNUT1BQSU5HEAUy7gYKBkRhZW1vbhI8CgJVcBIaLnBlcmNoLmRhZW1vbi52MS5VcFJlcXVlc3QaGC5wZXJjaC5kYWVtb24udjEuVXBFdmVudDABEj8KBUxvZ2luEhoucGVyY2guZGFlbW9uLnYxLlVwUmVxdWVzdBoYLnBlcmNoLmRhZW1vbi52MS5VcEV2ZW50MAESQwoERG93bhIcLnBlcmNoLmRhZW1vbi52MS5Eb3duUmVxdWVzdBodLnBlcmNoLmRhZW1vbi52MS5Eb3duUmVzcG9uc2USVQoKRGVyZWdpc3RlchIiLnBlcmNoLmRhZW1vbi52MS5EZXJlZ2lzdGVyUmVxdWVzdBojLnBlcmNoLmRhZW1vbi52MS5EZXJlZ2lzdGVyUmVzcG9uc2USSgoJR2V0U3RhdHVzEh4ucGVyY2guZGFlbW9uLnYxLlN0YXR1c1JlcXVlc3QaGy5wZXJjaC5kYWVtb24udjEuU3RhdHVzUGFydDABEksKC1dhdGNoU3RhdHVzEh0ucGVyY2guZGFlbW9uLnYxLldhdGNoUmVxdWVzdBobLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNQYXJ0MAESQgoLRXhwbGFpblBlZXISHC5wZXJjaC5kYWVtb24udjEuUGVlclJlcXVlc3QaFS5wZXJjaC5kYWVtb24udjEuUGVlchI/CghXYWtlUGVlchIcLnBlcmNoLmRhZW1vbi52MS5QZWVyUmVxdWVzdBoVLnBlcmNoLmRhZW1vbi52MS5QZWVyEkAKCVNsZWVwUGVlchIcLnBlcmNoLmRhZW1vbi52MS5QZWVyUmVxdWVzdBoVLnBlcmNoLmRhZW1vbi52MS5QZWVyEkEKB1BpblBlZXISHy5wZXJjaC5kYWVtb24udjEuUGluUGVlclJlcXVlc3QaFS5wZXJjaC5kYWVtb24udjEuUGVlchJMCgdTZXRMYXp5Eh8ucGVyY2guZGFlbW9uLnYxLlNldExhenlSZXF1ZXN0GiAucGVyY2guZGFlbW9uLnYxLlNldExhenlSZXNwb25zZRJYCgtTZXRMb2dMZXZlbBIjLnBlcmNoLmRhZW1vbi52MS5TZXRMb2dMZXZlbFJlcXVlc3QaJC5wZXJjaC5kYWVtb24udjEuU2V0TG9nTGV2ZWxSZXNwb25zZWIGcHJvdG8z");
+  fileDesc("CgxkYWVtb24ucHJvdG8SD3BlcmNoLmRhZW1vbi52MSIuCgtFcnJvckRldGFpbBIMCgRjb2RlGAEgASgJEhEKCXJldHJ5YWJsZRgCIAEoCCKzAwoNU2V0dGluZ1ZhbHVlcxIbCg5tYW5hZ2VtZW50X3VybBgBIAEoCUgAiAEBEhUKCGhvc3RuYW1lGAIgASgJSAGIAQESGwoOaW50ZXJmYWNlX25hbWUYAyABKAlIAogBARIbCg53aXJlZ3VhcmRfcG9ydBgEIAEoDUgDiAEBEhAKA210dRgFIAEoDUgEiAEBEhMKBmRldmljZRgGIAEoCUgFiAEBEhoKDXByZXNoYXJlZF9rZXkYByABKAlIBogBARIRCgRsYXp5GAggASgISAeIAQESJAoXaW5hY3Rpdml0eV90aHJlc2hvbGRfbXMYCSABKAFICIgBARIYCgtmb3JjZV9yZWxheRgKIAEoCEgJiAEBQhEKD19tYW5hZ2VtZW50X3VybEILCglfaG9zdG5hbWVCEQoPX2ludGVyZmFjZV9uYW1lQhEKD193aXJlZ3VhcmRfcG9ydEIGCgRfbXR1QgkKB19kZXZpY2VCEAoOX3ByZXNoYXJlZF9rZXlCBwoFX2xhenlCGgoYX2luYWN0aXZpdHlfdGhyZXNob2xkX21zQg4KDF9mb3JjZV9yZWxheSKCAQoJVXBSZXF1ZXN0Ei0KBWZsYWdzGAEgASgLMh4ucGVyY2guZGFlbW9uLnYxLlNldHRpbmdWYWx1ZXMSMwoLZW52aXJvbm1lbnQYAiABKAsyHi5wZXJjaC5kYWVtb24udjEuU2V0dGluZ1ZhbHVlcxIRCglzZXR1cF9rZXkYAyABKAkiUwoHVXBFdmVudBISCghwcm9ncmVzcxgBIAEoCUgAEisKBnJlc3VsdBgCIAEoCzIZLnBlcmNoLmRhZW1vbi52MS5VcFJlc3VsdEgAQgcKBWV2ZW50IkYKCFVwUmVzdWx0Eg8KB2FscmVhZHkYASABKAgSKQoEaGVhZBgCIAEoCzIbLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNIZWFkIg0KC0Rvd25SZXF1ZXN0Ih8KDERvd25SZXNwb25zZRIPCgdhbHJlYWR5GAEgASgIIhMKEURlcmVnaXN0ZXJSZXF1ZXN0IhQKEkRlcmVnaXN0ZXJSZXNwb25zZSKIAQoNU3RhdHVzUmVxdWVzdBIqCgZzdGF0ZXMYASADKA4yGi5wZXJjaC5kYWVtb24udjEuUGVlclN0YXRlEg0KBW5hbWVzGAIgAygJEhEKCWFkZHJlc3NlcxgDIAMoCRISCgp3aXRoX3BlZXJzGAQgASgIEhUKDXdpdGhfdGltZWxpbmUYBSABKAgiXwoMV2F0Y2hSZXF1ZXN0Ei4KBmZpbHRlchgBIAEoCzIeLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNSZXF1ZXN0Eg0KBWVwb2NoGAIgASgJEhAKCHJldmlzaW9uGAMgASgEIqwBCgpTdGF0dXNQYXJ0Eg0KBWVwb2NoGAEgASgJEhAKCHJldmlzaW9uGAIgASgEEg0KBXJlc2V0GAMgASgIEikKBGhlYWQYBCABKAsyGy5wZXJjaC5kYWVtb24udjEuU3RhdHVzSGVhZBIkCgVwZWVycxgFIAMoCzIVLnBlcmNoLmRhZW1vbi52MS5QZWVyEg8KB3JlbW92ZWQYBiADKAwSDAoEbW9yZRgHIAEoCCKcBgoKU3RhdHVzSGVhZBIWCg5kYWVtb25fdmVyc2lvbhgBIAEoCRILCgNwaWQYAiABKA0SEgoKc3RhcnRlZF9hdBgDIAEoARIqCgVzdGF0ZRgEIAEoDjIbLnBlcmNoLmRhZW1vbi52MS5BZ2VudFN0YXRlEg4KBnJlYXNvbhgFIAEoCRIVCg1hZ2VudF92ZXJzaW9uGAYgASgJEhIKCnB1YmxpY19rZXkYByABKAwSDAoEZnFkbhgIIAEoCRIQCghob3N0bmFtZRgJIAEoCRIPCgdhZGRyZXNzGAogASgJEhAKCGFkZHJlc3M2GAsgASgJEhYKDmludGVyZmFjZV9uYW1lGAwgASgJEhYKDndpcmVndWFyZF9wb3J0GA0gASgNEgsKA210dRgOIAEoDRIOCgZkZXZpY2UYDyABKAkSFwoPZGV2aWNlX2ZlYXR1cmVzGBAgAygJEiMKBGxhenkYESABKAsyFS5wZXJjaC5kYWVtb24udjEuTGF6eRIsCgptYW5hZ2VtZW50GBIgASgLMhgucGVyY2guZGFlbW9uLnYxLlNlcnZpY2USKAoGc2lnbmFsGBMgASgLMhgucGVyY2guZGFlbW9uLnYxLlNlcnZpY2USJgoGcmVsYXlzGBQgAygLMhYucGVyY2guZGFlbW9uLnYxLlJlbGF5EiUKBXN0dW5zGBUgAygLMhYucGVyY2guZGFlbW9uLnYxLlJlbGF5Eg4KBnNlcmlhbBgWIAEoBBIqCgVwZWVycxgXIAEoCzIbLnBlcmNoLmRhZW1vbi52MS5QZWVyQ291bnRzEjsKCGNvdW50ZXJzGBggAygLMikucGVyY2guZGFlbW9uLnYxLlN0YXR1c0hlYWQuQ291bnRlcnNFbnRyeRIqCghzZXR0aW5ncxgZIAMoCzIYLnBlcmNoLmRhZW1vbi52MS5TZXR0aW5nEhAKCHRha2VuX2F0GBogASgBEhEKCWxvZ19sZXZlbBgbIAEoCRovCg1Db3VudGVyc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoAToCOAEiUAoKUGVlckNvdW50cxINCgV0b3RhbBgBIAEoDRIMCgRpZGxlGAIgASgNEhIKCmNvbm5lY3RpbmcYAyABKA0SEQoJY29ubmVjdGVkGAQgASgNIj0KBExhenkSDwoHZW5hYmxlZBgBIAEoCBIOCgZzb3VyY2UYAiABKAkSFAoMdGhyZXNob2xkX21zGAMgASgBIkcKB1NlcnZpY2USCwoDdXJsGAEgASgJEhEKCWNvbm5lY3RlZBgCIAEoCBINCgVlcnJvchgDIAEoCRINCgVzaW5jZRgEIAEoASI2CgVSZWxheRILCgN1cmkYASABKAkSEQoJYXZhaWxhYmxlGAIgASgIEg0KBWVycm9yGAMgASgJIjYKB1NldHRpbmcSDAoEbmFtZRgBIAEoCRINCgV2YWx1ZRgCIAEoCRIOCgZzb3VyY2UYAyABKAkiqQMKBFBlZXISCwoDa2V5GAEgASgMEgwKBGZxZG4YAiABKAkSEQoJYWRkcmVzc2VzGAMgAygJEikKBXN0YXRlGAQgASgOMhoucGVyY2guZGFlbW9uLnYxLlBlZXJTdGF0ZRIOCgZyZWFzb24YBSABKAkSDQoFc2luY2UYBiABKAESDAoEbGF6eRgHIAEoCBITCgtsYXp5X3JlYXNvbhgIIAEoCRIOCgZwaW5uZWQYCSABKAgSFQoNYWdlbnRfdmVyc2lvbhgKIAEoCRIjCgRwYXRoGAsgASgLMhUucGVyY2guZGFlbW9uLnYxLlBhdGgSFAoMcmVsYXlfc2VydmVyGAwgASgJEhcKCmxhdGVuY3lfbXMYDSABKAFIAIgBARIWCg5sYXN0X2hhbmRzaGFrZRgOIAEoARIQCghyeF9ieXRlcxgPIAEoARIQCgh0eF9ieXRlcxgQIAEoARIOCgZyb3V0ZXMYESADKAkSMAoIdGltZWxpbmUYEiADKAsyHi5wZXJjaC5kYWVtb24udjEuVGltZWxpbmVFbnRyeUINCgtfbGF0ZW5jeV9tcyJOCgRQYXRoEg8KBXJlbGF5GAEgASgJSAASLQoGZGlyZWN0GAIgASgLMhsucGVyY2guZGFlbW9uLnYxLkRpcmVjdFBhdGhIAEIGCgRwYXRoIlQKCkRpcmVjdFBhdGgSDgoGcmVtb3RlGAEgASgJEg0KBWxvY2FsGAIgASgJEhMKC3JlbW90ZV9raW5kGAMgASgJEhIKCmxvY2FsX2tpbmQYBCABKAkiaAoNVGltZWxpbmVFbnRyeRIKCgJhdBgBIAEoARINCgVldmVudBgCIAEoCRIOCgZkZXRhaWwYAyABKAkSGgoNc2luY2Vfd2FrZV9tcxgEIAEoAUgAiAEBQhAKDl9zaW5jZV93YWtlX21zIhsKC1BlZXJSZXF1ZXN0EgwKBHBlZXIYASABKAkiLgoOUGluUGVlclJlcXVlc3QSDAoEcGVlchgBIAEoCRIOCgZwaW5uZWQYAiABKAgiMgoOU2V0TGF6eVJlcXVlc3QSFAoHZW5hYmxlZBgBIAEoCEgAiAEBQgoKCF9lbmFibGVkIjYKD1NldExhenlSZXNwb25zZRIjCgRsYXp5GAEgASgLMhUucGVyY2guZGFlbW9uLnYxLkxhenkiIwoSU2V0TG9nTGV2ZWxSZXF1ZXN0Eg0KBWxldmVsGAEgASgJIiUKE1NldExvZ0xldmVsUmVzcG9uc2USDgoGYmVmb3JlGAEgASgJIh8KD0RpYWdub3NlUmVxdWVzdBIMCgRwZWVyGAEgASgJIs4BChBEaWFnbm9zZVJlc3BvbnNlEg8KB2hlYWx0aHkYASABKAgSKQoEaGVhZBgCIAEoCzIbLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNIZWFkEioKCGZpbmRpbmdzGAMgAygLMhgucGVyY2guZGFlbW9uLnYxLkZpbmRpbmcSJwoDdWRwGAQgASgLMhoucGVyY2guZGFlbW9uLnYxLlVkcFJlcG9ydBIpCgRwYWlyGAUgASgLMhsucGVyY2guZGFlbW9uLnYxLlBhaXJSZXBvcnQiRAoHRmluZGluZxIMCgRhcmVhGAEgASgJEg0KBWxldmVsGAIgASgJEgwKBHRleHQYAyABKAkSDgoGcmVtZWR5GAQgASgJIqgBCglVZHBSZXBvcnQSCwoDdWRwGAEgASgJEg8KB21hcHBpbmcYAiABKAkSEAoIbWFwcGluZzYYAyABKAkSLAoHc2VydmVycxgEIAMoCzIbLnBlcmNoLmRhZW1vbi52MS5TdHVuUmVwb3J0EioKBHNlZW4YBSADKAsyHC5wZXJjaC5kYWVtb24udjEuU2VlbkFkZHJlc3MSEQoJYWRkcmVzc2VzGAYgAygJIl0KClN0dW5SZXBvcnQSDgoGc2VydmVyGAEgASgJEg8KB2Fuc3dlcnMYAiABKAgSDgoGbWFwcGVkGAMgASgJEhMKBnJ0dF9tcxgEIAEoAUgAiAEBQgkKB19ydHRfbXMiPgoLU2VlbkFkZHJlc3MSEwoLZGVzdGluYXRpb24YASABKAkSDgoGbWFwcGVkGAIgASgJEgoKAmJ5GAMgASgJIvECCgpQYWlyUmVwb3J0EiMKBHBlZXIYASABKAsyFS5wZXJjaC5kYWVtb24udjEuUGVlchIPCgd2ZXJkaWN0GAIgASgJEg0KBWNhdXNlGAMgASgJEg4KBnJlbWVkeRgEIAEoCRIRCgljZXJ0YWludHkYBSABKAkSJgoEaGVyZRgGIAEoCzIYLnBlcmNoLmRhZW1vbi52MS5VZHBTaWRlEicKBXRoZXJlGAcgASgLMhgucGVyY2guZGFlbW9uLnYxLlVkcFNpZGUSFAoMcmVtb3RlX2FnZW50GAggASgJEhYKCWRlbGl2ZXJlZBgJIAEoCEgAiAEBEhkKDHJlbGF5X3J0dF9tcxgKIAEoAUgBiAEBEhMKC2luaXRpYXRpb25zGAsgASgNEi0KBnNlYXJjaBgMIAEoCzIdLnBlcmNoLmRhZW1vbi52MS5EaXJlY3RTZWFyY2hCDAoKX2RlbGl2ZXJlZEIPCg1fcmVsYXlfcnR0X21zIicKB1VkcFNpZGUSCwoDdWRwGAEgASgJEg8KB21hcHBpbmcYAiABKAkijAEKDERpcmVjdFNlYXJjaBIKCgJhdBgBIAEoARIPCgdvdXRjb21lGAIgASgJEjQKCmNhbmRpZGF0ZXMYAyADKAsyIC5wZXJjaC5kYWVtb24udjEuQ2FuZGlkYXRlUmVwb3J0EikKBXBhaXJzGAQgAygLMhoucGVyY2guZGFlbW9uLnYxLlBhaXJDaGVjayIxCg9DYW5kaWRhdGVSZXBvcnQSDAoEa2luZBgBIAEoCRIQCghlbmRwb2ludBgCIAEoCSLhAQoJUGFpckNoZWNrEi8KBWxvY2FsGAEgASgLMiAucGVyY2guZGFlbW9uLnYxLkNhbmRpZGF0ZVJlcG9ydBIwCgZyZW1vdGUYAiABKAsyIC5wZXJjaC5kYWVtb24udjEuQ2FuZGlkYXRlUmVwb3J0Eg0KBXN0YXRlGAMgASgJEhMKBnJ0dF9tcxgEIAEoAUgAiAEBEgwKBHNlbnQYBSABKA0SEAoIYW5zd2VyZWQYBiABKA0SEAoIcmVjZWl2ZWQYByABKA0SEAoIc2VsZWN0ZWQYCCABKAhCCQoHX3J0dF9tcypQCglQZWVyU3RhdGUSGgoWUEVFUl9TVEFURV9VTlNQRUNJRklFRBAAEggKBElETEUQARIOCgpDT05ORUNUSU5HEAISDQoJQ09OTkVDVEVEEAMqaAoKQWdlbnRTdGF0ZRIbChdBR0VOVF9TVEFURV9VTlNQRUNJRklFRBAAEggKBERPV04QARIMCghTVEFSVElORxACEgYKAlVQEAMSDwoLTkVFRFNfTE9HSU4QBBIMCghTVE9QUElORxAFMr8HCgZEYWVtb24SPAoCVXASGi5wZXJjaC5kYWVtb24udjEuVXBSZXF1ZXN0GhgucGVyY2guZGFlbW9uLnYxLlVwRXZlbnQwARI/CgVMb2dpbhIaLnBlcmNoLmRhZW1vbi52MS5VcFJlcXVlc3QaGC5wZXJjaC5kYWVtb24udjEuVXBFdmVudDABEkMKBERvd24SHC5wZXJjaC5kYWVtb24udjEuRG93blJlcXVlc3QaHS5wZXJjaC5kYWVtb24udjEuRG93blJlc3BvbnNlElUKCkRlcmVnaXN0ZXISIi5wZXJjaC5kYWVtb24udjEuRGVyZWdpc3RlclJlcXVlc3QaIy5wZXJjaC5kYWVtb24udjEuRGVyZWdpc3RlclJlc3BvbnNlEkoKCUdldFN0YXR1cxIeLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNSZXF1ZXN0GhsucGVyY2guZGFlbW9uLnYxLlN0YXR1c1BhcnQwARJLCgtXYXRjaFN0YXR1cxIdLnBlcmNoLmRhZW1vbi52MS5XYXRjaFJlcXVlc3QaGy5wZXJjaC5kYWVtb24udjEuU3RhdHVzUGFydDABEkIKC0V4cGxhaW5QZWVyEhwucGVyY2guZGFlbW9uLnYxLlBlZXJSZXF1ZXN0GhUucGVyY2guZGFlbW9uLnYxLlBlZXISPwoIV2FrZVBlZXISHC5wZXJjaC5kYWVtb24udjEuUGVlclJlcXVlc3QaFS5wZXJjaC5kYWVtb24udjEuUGVlchJACglTbGVlcFBlZXISHC5wZXJjaC5kYWVtb24udjEuUGVlclJlcXVlc3QaFS5wZXJjaC5kYWVtb24udjEuUGVlchJBCgdQaW5QZWVyEh8ucGVyY2guZGFlbW9uLnYxLlBpblBlZXJSZXF1ZXN0GhUucGVyY2guZGFlbW9uLnYxLlBlZXISTwoIRGlhZ25vc2USIC5wZXJjaC5kYWVtb24udjEuRGlhZ25vc2VSZXF1ZXN0GiEucGVyY2guZGFlbW9uLnYxLkRpYWdub3NlUmVzcG9uc2USTAoHU2V0TGF6eRIfLnBlcmNoLmRhZW1vbi52MS5TZXRMYXp5UmVxdWVzdBogLnBlcmNoLmRhZW1vbi52MS5TZXRMYXp5UmVzcG9uc2USWAoLU2V0TG9nTGV2ZWwSIy5wZXJjaC5kYWVtb24udjEuU2V0TG9nTGV2ZWxSZXF1ZXN0GiQucGVyY2guZGFlbW9uLnYxLlNldExvZ0xldmVsUmVzcG9uc2ViBnByb3RvMw");
 
 /**
  * Detail of every failed call: a code of docs/errors.md, and whether the same call may succeed later by itself.
@@ -999,6 +999,444 @@ export const SetLogLevelResponseSchema: GenMessage<SetLogLevelResponse> = /*@__P
   messageDesc(file_daemon, 27);
 
 /**
+ * @generated from message perch.daemon.v1.DiagnoseRequest
+ */
+export type DiagnoseRequest = Message<"perch.daemon.v1.DiagnoseRequest"> & {
+  /**
+   * As in PeerRequest; empty: the agent itself.
+   *
+   * @generated from field: string peer = 1;
+   */
+  peer: string;
+};
+
+/**
+ * Describes the message perch.daemon.v1.DiagnoseRequest.
+ * Use `create(DiagnoseRequestSchema)` to create a new message.
+ */
+export const DiagnoseRequestSchema: GenMessage<DiagnoseRequest> = /*@__PURE__*/
+  messageDesc(file_daemon, 28);
+
+/**
+ * @generated from message perch.daemon.v1.DiagnoseResponse
+ */
+export type DiagnoseResponse = Message<"perch.daemon.v1.DiagnoseResponse"> & {
+  /**
+   * Nothing has to be mended.
+   *
+   * @generated from field: bool healthy = 1;
+   */
+  healthy: boolean;
+
+  /**
+   * @generated from field: perch.daemon.v1.StatusHead head = 2;
+   */
+  head?: StatusHead | undefined;
+
+  /**
+   * Of the agent itself.
+   *
+   * @generated from field: repeated perch.daemon.v1.Finding findings = 3;
+   */
+  findings: Finding[];
+
+  /**
+   * Absent while the agent is down.
+   *
+   * @generated from field: perch.daemon.v1.UdpReport udp = 4;
+   */
+  udp?: UdpReport | undefined;
+
+  /**
+   * Where a peer was named.
+   *
+   * @generated from field: perch.daemon.v1.PairReport pair = 5;
+   */
+  pair?: PairReport | undefined;
+};
+
+/**
+ * Describes the message perch.daemon.v1.DiagnoseResponse.
+ * Use `create(DiagnoseResponseSchema)` to create a new message.
+ */
+export const DiagnoseResponseSchema: GenMessage<DiagnoseResponse> = /*@__PURE__*/
+  messageDesc(file_daemon, 29);
+
+/**
+ * @generated from message perch.daemon.v1.Finding
+ */
+export type Finding = Message<"perch.daemon.v1.Finding"> & {
+  /**
+   * agent, rights, management, signal, relay, stun, udp, nat, addresses, clock, device, interface, routes, overlap, lazy or
+   * firewall.
+   *
+   * @generated from field: string area = 1;
+   */
+  area: string;
+
+  /**
+   * ok, note or problem.
+   *
+   * @generated from field: string level = 2;
+   */
+  level: string;
+
+  /**
+   * @generated from field: string text = 3;
+   */
+  text: string;
+
+  /**
+   * Empty: nothing to do.
+   *
+   * @generated from field: string remedy = 4;
+   */
+  remedy: string;
+};
+
+/**
+ * Describes the message perch.daemon.v1.Finding.
+ * Use `create(FindingSchema)` to create a new message.
+ */
+export const FindingSchema: GenMessage<Finding> = /*@__PURE__*/
+  messageDesc(file_daemon, 30);
+
+/**
+ * @generated from message perch.daemon.v1.UdpReport
+ */
+export type UdpReport = Message<"perch.daemon.v1.UdpReport"> & {
+  /**
+   * works, silent or unknown.
+   *
+   * @generated from field: string udp = 1;
+   */
+  udp: string;
+
+  /**
+   * none, endpoint-independent, endpoint-dependent or unknown; of the NAT of each family.
+   *
+   * @generated from field: string mapping = 2;
+   */
+  mapping: string;
+
+  /**
+   * @generated from field: string mapping6 = 3;
+   */
+  mapping6: string;
+
+  /**
+   * @generated from field: repeated perch.daemon.v1.StunReport servers = 4;
+   */
+  servers: StunReport[];
+
+  /**
+   * @generated from field: repeated perch.daemon.v1.SeenAddress seen = 5;
+   */
+  seen: SeenAddress[];
+
+  /**
+   * ADDRESS:PORT that peers are offered.
+   *
+   * @generated from field: repeated string addresses = 6;
+   */
+  addresses: string[];
+};
+
+/**
+ * Describes the message perch.daemon.v1.UdpReport.
+ * Use `create(UdpReportSchema)` to create a new message.
+ */
+export const UdpReportSchema: GenMessage<UdpReport> = /*@__PURE__*/
+  messageDesc(file_daemon, 31);
+
+/**
+ * @generated from message perch.daemon.v1.StunReport
+ */
+export type StunReport = Message<"perch.daemon.v1.StunReport"> & {
+  /**
+   * @generated from field: string server = 1;
+   */
+  server: string;
+
+  /**
+   * @generated from field: bool answers = 2;
+   */
+  answers: boolean;
+
+  /**
+   * Empty: it never answered in this network.
+   *
+   * @generated from field: string mapped = 3;
+   */
+  mapped: string;
+
+  /**
+   * @generated from field: optional double rtt_ms = 4;
+   */
+  rttMs?: number | undefined;
+};
+
+/**
+ * Describes the message perch.daemon.v1.StunReport.
+ * Use `create(StunReportSchema)` to create a new message.
+ */
+export const StunReportSchema: GenMessage<StunReport> = /*@__PURE__*/
+  messageDesc(file_daemon, 32);
+
+/**
+ * What one destination saw as our address.
+ *
+ * @generated from message perch.daemon.v1.SeenAddress
+ */
+export type SeenAddress = Message<"perch.daemon.v1.SeenAddress"> & {
+  /**
+   * @generated from field: string destination = 1;
+   */
+  destination: string;
+
+  /**
+   * @generated from field: string mapped = 2;
+   */
+  mapped: string;
+
+  /**
+   * server or peer.
+   *
+   * @generated from field: string by = 3;
+   */
+  by: string;
+};
+
+/**
+ * Describes the message perch.daemon.v1.SeenAddress.
+ * Use `create(SeenAddressSchema)` to create a new message.
+ */
+export const SeenAddressSchema: GenMessage<SeenAddress> = /*@__PURE__*/
+  messageDesc(file_daemon, 33);
+
+/**
+ * @generated from message perch.daemon.v1.PairReport
+ */
+export type PairReport = Message<"perch.daemon.v1.PairReport"> & {
+  /**
+   * @generated from field: perch.daemon.v1.Peer peer = 1;
+   */
+  peer?: Peer | undefined;
+
+  /**
+   * One of the verdicts of docs/errors.md.
+   *
+   * @generated from field: string verdict = 2;
+   */
+  verdict: string;
+
+  /**
+   * @generated from field: string cause = 3;
+   */
+  cause: string;
+
+  /**
+   * @generated from field: string remedy = 4;
+   */
+  remedy: string;
+
+  /**
+   * certain, likely or one-sided.
+   *
+   * @generated from field: string certainty = 5;
+   */
+  certainty: string;
+
+  /**
+   * @generated from field: perch.daemon.v1.UdpSide here = 6;
+   */
+  here?: UdpSide | undefined;
+
+  /**
+   * @generated from field: perch.daemon.v1.UdpSide there = 7;
+   */
+  there?: UdpSide | undefined;
+
+  /**
+   * perch, stock or unheard.
+   *
+   * @generated from field: string remote_agent = 8;
+   */
+  remoteAgent: string;
+
+  /**
+   * Absent: the signal server does not tell whether the peer is connected.
+   *
+   * @generated from field: optional bool delivered = 9;
+   */
+  delivered?: boolean | undefined;
+
+  /**
+   * @generated from field: optional double relay_rtt_ms = 10;
+   */
+  relayRttMs?: number | undefined;
+
+  /**
+   * Handshake initiations since the last answer.
+   *
+   * @generated from field: uint32 initiations = 11;
+   */
+  initiations: number;
+
+  /**
+   * The last search for a direct way; absent when none is remembered.
+   *
+   * @generated from field: perch.daemon.v1.DirectSearch search = 12;
+   */
+  search?: DirectSearch | undefined;
+};
+
+/**
+ * Describes the message perch.daemon.v1.PairReport.
+ * Use `create(PairReportSchema)` to create a new message.
+ */
+export const PairReportSchema: GenMessage<PairReport> = /*@__PURE__*/
+  messageDesc(file_daemon, 34);
+
+/**
+ * @generated from message perch.daemon.v1.UdpSide
+ */
+export type UdpSide = Message<"perch.daemon.v1.UdpSide"> & {
+  /**
+   * @generated from field: string udp = 1;
+   */
+  udp: string;
+
+  /**
+   * @generated from field: string mapping = 2;
+   */
+  mapping: string;
+};
+
+/**
+ * Describes the message perch.daemon.v1.UdpSide.
+ * Use `create(UdpSideSchema)` to create a new message.
+ */
+export const UdpSideSchema: GenMessage<UdpSide> = /*@__PURE__*/
+  messageDesc(file_daemon, 35);
+
+/**
+ * @generated from message perch.daemon.v1.DirectSearch
+ */
+export type DirectSearch = Message<"perch.daemon.v1.DirectSearch"> & {
+  /**
+   * @generated from field: double at = 1;
+   */
+  at: number;
+
+  /**
+   * searching, found, failed, lost or stopped.
+   *
+   * @generated from field: string outcome = 2;
+   */
+  outcome: string;
+
+  /**
+   * @generated from field: repeated perch.daemon.v1.CandidateReport candidates = 3;
+   */
+  candidates: CandidateReport[];
+
+  /**
+   * One for each candidate of the remote.
+   *
+   * @generated from field: repeated perch.daemon.v1.PairCheck pairs = 4;
+   */
+  pairs: PairCheck[];
+};
+
+/**
+ * Describes the message perch.daemon.v1.DirectSearch.
+ * Use `create(DirectSearchSchema)` to create a new message.
+ */
+export const DirectSearchSchema: GenMessage<DirectSearch> = /*@__PURE__*/
+  messageDesc(file_daemon, 36);
+
+/**
+ * @generated from message perch.daemon.v1.CandidateReport
+ */
+export type CandidateReport = Message<"perch.daemon.v1.CandidateReport"> & {
+  /**
+   * host, srflx, prflx or relay.
+   *
+   * @generated from field: string kind = 1;
+   */
+  kind: string;
+
+  /**
+   * @generated from field: string endpoint = 2;
+   */
+  endpoint: string;
+};
+
+/**
+ * Describes the message perch.daemon.v1.CandidateReport.
+ * Use `create(CandidateReportSchema)` to create a new message.
+ */
+export const CandidateReportSchema: GenMessage<CandidateReport> = /*@__PURE__*/
+  messageDesc(file_daemon, 37);
+
+/**
+ * @generated from message perch.daemon.v1.PairCheck
+ */
+export type PairCheck = Message<"perch.daemon.v1.PairCheck"> & {
+  /**
+   * @generated from field: perch.daemon.v1.CandidateReport local = 1;
+   */
+  local?: CandidateReport | undefined;
+
+  /**
+   * @generated from field: perch.daemon.v1.CandidateReport remote = 2;
+   */
+  remote?: CandidateReport | undefined;
+
+  /**
+   * waiting, in-progress, valid, failed or stopped.
+   *
+   * @generated from field: string state = 3;
+   */
+  state: string;
+
+  /**
+   * @generated from field: optional double rtt_ms = 4;
+   */
+  rttMs?: number | undefined;
+
+  /**
+   * Checks sent, answers to them, checks received.
+   *
+   * @generated from field: uint32 sent = 5;
+   */
+  sent: number;
+
+  /**
+   * @generated from field: uint32 answered = 6;
+   */
+  answered: number;
+
+  /**
+   * @generated from field: uint32 received = 7;
+   */
+  received: number;
+
+  /**
+   * @generated from field: bool selected = 8;
+   */
+  selected: boolean;
+};
+
+/**
+ * Describes the message perch.daemon.v1.PairCheck.
+ * Use `create(PairCheckSchema)` to create a new message.
+ */
+export const PairCheckSchema: GenMessage<PairCheck> = /*@__PURE__*/
+  messageDesc(file_daemon, 38);
+
+/**
  * @generated from enum perch.daemon.v1.PeerState
  */
 export const PeerState = {
@@ -1175,6 +1613,17 @@ export const Daemon: GenService<{
     methodKind: "unary";
     input: typeof PinPeerRequestSchema;
     output: typeof PeerSchema;
+  },
+  /**
+   * Checks the agent, or one pair. Asks STUN servers and the server's clock anew, up to a few seconds; changes nothing and
+   * wakes nobody.
+   *
+   * @generated from rpc perch.daemon.v1.Daemon.Diagnose
+   */
+  diagnose: {
+    methodKind: "unary";
+    input: typeof DiagnoseRequestSchema;
+    output: typeof DiagnoseResponseSchema;
   },
   /**
    * @generated from rpc perch.daemon.v1.Daemon.SetLazy

@@ -27,6 +27,7 @@ import type { AgentControl, AgentStatus, PeerState, PeerStatus } from "../contro
 import type { AgentLifecycle, UpOrder } from "./agent-lifecycle.ts";
 import { DaemonError } from "./daemon-error.ts";
 import { type DaemonLog, parseLogLevel } from "./daemon-log.ts";
+import { encodeAgentExamination, encodePairExamination } from "./doctor-message.ts";
 import { findPeer, matchesFilter, type PeerFilter } from "./peer-filter.ts";
 import type { SettingValues } from "./settings.ts";
 import type { StatusFeed } from "./status-feed.ts";
@@ -72,10 +73,14 @@ export function createDaemonService(deps: DaemonServiceDeps): ServiceImpl<typeof
       deps.wall(),
     );
 
-  const actOnPeer = (wanted: string, act: (key: PublicKey) => void): Peer => {
+  const runningPeers = (): readonly PeerStatus[] => {
     const status = agent.status();
     if (status.state !== "up") throw new DaemonError("agent-down", "the agent is not up; start it with: perch up");
-    const { key } = findPeer(status.peers, wanted);
+    return status.peers;
+  };
+
+  const actOnPeer = (wanted: string, act: (key: PublicKey) => void): Peer => {
+    const { key } = findPeer(runningPeers(), wanted);
     act(key);
     return encodePeer(findPeer(agent.status().peers, key), false);
   };
@@ -167,6 +172,16 @@ export function createDaemonService(deps: DaemonServiceDeps): ServiceImpl<typeof
     sleepPeer: (request) => guard(log.logger, async () => actOnPeer(request.peer, (key) => agent.sleepPeer(key))),
     pinPeer: (request) =>
       guard(log.logger, async () => actOnPeer(request.peer, (key) => agent.pinPeer(key, request.pinned))),
+
+    diagnose: (request, context) =>
+      guard(log.logger, async () => {
+        if (request.peer === "") {
+          const examination = await agent.examine(context.signal);
+          return encodeAgentExamination(examination, head(agent.status()));
+        }
+        const { key } = findPeer(runningPeers(), request.peer);
+        return encodePairExamination(await agent.examinePair(key), head(agent.status()));
+      }),
 
     setLazy: (request) =>
       guard(log.logger, async () => {

@@ -1,7 +1,13 @@
 import { PerchError } from "#base/errors.ts";
-import { type IpAddress, parsePrefix } from "#base/ip.ts";
+import { type IpAddress, parseEndpoint, parsePrefix } from "#base/ip.ts";
 import { PublicKey } from "#base/keys.ts";
+import { parseCandidate } from "#ice/candidate.ts";
 import type { AgentControl, AgentSettings, AgentState, AgentStatus, PeerStatus } from "../../control.ts";
+import type { AgentExamination, PairExamination } from "../../examination.ts";
+import { examineAgent } from "../../findings.ts";
+import { diagnosePair, type PairFacts } from "../../peer/diagnosis.ts";
+import type { DirectAttempt } from "../../peer/direct-attempts.ts";
+import type { NatView } from "../../peer/direct-paths.ts";
 
 /** A failure that a test wants `up` to have. */
 export interface FakeFailure {
@@ -10,6 +16,56 @@ export interface FakeFailure {
   readonly retryable?: boolean;
   readonly needsLogin?: boolean;
 }
+
+const FAKE_NAT: NatView = {
+  udp: "works",
+  mapping: "endpoint-independent",
+  mapping6: "unknown",
+  servers: [
+    {
+      server: parseEndpoint("198.51.100.1:3478"),
+      mapped: parseEndpoint("203.0.113.7:51820"),
+      answeredAt: 1000,
+      rtt: 20.5,
+      silentAt: undefined,
+    },
+  ],
+  observations: [
+    {
+      destination: parseEndpoint("198.51.100.1:3478"),
+      mapped: parseEndpoint("203.0.113.7:51820"),
+      at: 1000,
+      by: "server",
+      translated: true,
+    },
+  ],
+  addresses: [parseEndpoint("192.168.1.2:51820")],
+};
+
+const FAKE_CANDIDATES = [
+  "1 1 udp 2130706431 192.168.1.2 51820 typ host",
+  "2 1 udp 1694498815 203.0.113.7 51820 typ srflx raddr 192.168.1.2 rport 51820",
+].map((text) => parseCandidate(text)!);
+
+/** A search that ended without a way. */
+const FAKE_ATTEMPT: DirectAttempt = {
+  at: Date.UTC(2026, 0, 2, 3, 4, 5),
+  outcome: "failed",
+  candidates: FAKE_CANDIDATES,
+  pairs: [
+    {
+      local: FAKE_CANDIDATES[0],
+      remote: parseCandidate("3 1 udp 1694498815 203.0.113.9 40112 typ srflx raddr 10.0.0.2 rport 51820")!,
+      state: "failed",
+      rtt: undefined,
+      sent: 16,
+      answered: 0,
+      received: 0,
+      selected: false,
+      nominated: false,
+    },
+  ],
+};
 
 const NO_SERVICE = { url: "", connected: false, since: 0 };
 
@@ -153,6 +209,69 @@ export class FakeAgent implements AgentControl, AsyncDisposable {
         ? { enabled: true, source: "network" as const }
         : { enabled: value, source: "setting" as const };
     this.#change({ lazy: { ...this.#status.lazy, ...lazy } });
+  }
+
+  /** A real examination of made-up facts: UDP works behind a cone NAT, the clock is right. */
+  async examine(): Promise<AgentExamination> {
+    this.calls.push("examine");
+    const address = parsePrefix("192.168.1.2/24");
+    const up = this.#status.state === "up";
+    const range = parsePrefix("100.64.0.0/16");
+    const machineRoutes = [{ prefix: range, interfaceName: this.#status.interfaceName ?? "" }];
+    const nat = up ? FAKE_NAT : undefined;
+    const findings = examineAgent({
+      status: this.#status,
+      wall: PEER_EPOCH,
+      nat,
+      clock: { aheadMs: 300, uncertaintyMs: 510 },
+      forceRelay: this.settings?.forceRelay ?? false,
+      mayAdminister: true,
+      tunProblem: undefined,
+      kernel: "6.1.0",
+      addresses: [
+        { prefix: address, interfaceName: "eth0" },
+        ...(this.#status.address
+          ? [{ prefix: this.#status.address, interfaceName: this.#status.interfaceName ?? "" }]
+          : []),
+      ],
+      machineRoutes,
+      wantedRoutes: up ? [range] : [],
+      enforcesAccessRules: false,
+    });
+    return { findings, nat };
+  }
+
+  /** A real diagnosis: relayed peers sit behind a symmetric NAT, connecting ones are offline. */
+  async examinePair(key: PublicKey): Promise<PairExamination> {
+    this.calls.push("examine-pair");
+    const peer = this.#peers.find((each) => each.key === key)!;
+    const relayed = peer.path.kind === "relay";
+    const facts: PairFacts = {
+      name: peer.fqdn.split(".")[0]!,
+      state: peer.state,
+      reason: peer.reason,
+      expired: false,
+      lazy: peer.lazy.lazy,
+      awakeFor: peer.state === "idle" ? 0 : 60_000,
+      path: peer.path.kind,
+      port: this.settings?.wireguardPort ?? 51820,
+      directAllowed: true,
+      here: { udp: FAKE_NAT.udp, mapping: FAKE_NAT.mapping },
+      there: { agent: "perch", ice: true, udp: "works", mapping: relayed ? "endpoint-dependent" : "none" },
+      stunServers: 1,
+      signal: { connected: true, delivered: peer.state !== "connecting" },
+      relay: { configured: 2, usable: true, server: "rel://relay.test:33073" },
+      checks: { outcome: "failed", pairs: 1, answered: 0, received: 0 },
+      handshake: { initiations: 0, last: peer.lastHandshake, unopened: 0, replayed: 0 },
+    };
+    return {
+      peer,
+      facts,
+      diagnosis: diagnosePair(facts),
+      attempt: relayed ? FAKE_ATTEMPT : undefined,
+      nat: FAKE_NAT,
+      relayRtt: 20.25,
+    };
   }
 
   /** Changes one peer and tells the listeners. */
