@@ -5,6 +5,7 @@ import type { Bench, BenchResult } from "./bench.ts";
 
 /** Name to module; a module is loaded when it is asked for. */
 const BENCHES: Readonly<Record<string, () => Promise<{ readonly bench: Bench }>>> = {
+  relay: () => import("./relay.ts"),
   throughput: () => import("./throughput.ts"),
   wake: () => import("./wake.ts"),
 };

@@ -173,6 +173,9 @@ export class LabAgent {
   }
 }
 
+/** Where a network finds its hosts: a lab, or a star of cables. */
+export type Hosts = Pick<Lab, "host">;
+
 /**
  * `perch server` and agents on the hosts of a lab, run by the commands a user would type. Directories are temporary;
  * `close` ends every process and removes them.
@@ -180,12 +183,12 @@ export class LabAgent {
 export class PerchNetwork implements AsyncDisposable {
   readonly agents: ReadonlyMap<string, LabAgent>;
   readonly directory: string;
-  readonly #lab: Lab;
+  readonly #lab: Hosts;
   readonly #options: PerchNetworkOptions;
   #server: ChildProcess | undefined;
   #setupKey = "";
 
-  private constructor(lab: Lab, options: PerchNetworkOptions) {
+  private constructor(lab: Hosts, options: PerchNetworkOptions) {
     this.#lab = lab;
     this.#options = options;
     this.directory = mkdtempSync(join(tmpdir(), "perch-lab-"));
@@ -198,7 +201,7 @@ export class PerchNetwork implements AsyncDisposable {
   }
 
   /** Starts the server, then all agents side by side; resolves when every agent has its map. */
-  static async start(lab: Lab, options: PerchNetworkOptions): Promise<PerchNetwork> {
+  static async start(lab: Hosts, options: PerchNetworkOptions): Promise<PerchNetwork> {
     const network = new PerchNetwork(lab, options);
     try {
       await options.prepareServer?.(join(network.directory, "server"));
