@@ -291,7 +291,10 @@ export class SimRelayClient {
     this.#home = new HomeRelay(
       { clock, log: silentLogger, dial: (url, events) => this.#dial(url, events) },
       {
-        connected: (_, instanceUrl) => this.events.emit("home", { connected: true, instanceUrl }),
+        connected: (_, instanceUrl) => {
+          this.#foreign.noteHome(instanceUrl);
+          this.events.emit("home", { connected: true, instanceUrl });
+        },
         transport: (from, payload, server) => this.#deliver(from, payload, server),
         presence: () => {},
         lost: (error, server) => {
@@ -301,7 +304,12 @@ export class SimRelayClient {
       },
     );
     this.#foreign = new ForeignServers(
-      { clock, log: silentLogger, dial: (url, _, events) => this.#dial(url, events) },
+      {
+        clock,
+        log: silentLogger,
+        isHome: (url) => this.#home.covers(url),
+        dial: (url, _, events) => this.#dial(url, events),
+      },
       {
         dialled: () => {},
         transport: (from, payload, server) => this.#deliver(from, payload, server),

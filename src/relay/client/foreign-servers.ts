@@ -16,6 +16,8 @@ export const SWEEP_MS: Millis = 30_000;
 export interface ForeignServersDeps {
   readonly clock: Clock;
   readonly log: Logger;
+  /** The home connection serves or soon will serve this relay, which keeps one connection for each agent. */
+  readonly isHome: (url: string) => boolean;
   /** Undefined while there is no token. */
   readonly dial: (
     url: string,
@@ -46,7 +48,8 @@ interface Foreign {
 
 /**
  * Connections to other agents' home relays, by the exact URL those agents advertise. One is made when it is asked for, made
- * again while it is held or in use, and closed when it has been idle.
+ * again while it is held or in use, and closed when it has been idle. A relay that is our own home, or that home is just
+ * trying, keeps its entry here without a connection.
  */
 export class ForeignServers {
   readonly #deps: ForeignServersDeps;
@@ -93,6 +96,23 @@ export class ForeignServers {
     server.address = address ?? server.address;
     server.lastUsedAt = this.#deps.clock.now();
     if (!server.connection) this.#dial(server, server.address);
+  }
+
+  /**
+   * There is a home, by this name: it serves those who hold the same relay, and gets their interest in peers. All others are
+   * dialled now that the network is there.
+   */
+  noteHome(instanceUrl: string): readonly PeerId[] {
+    this.retryNow();
+    const server = this.#servers.get(instanceUrl);
+    if (!server) return [];
+    this.#droppedBefore += server.connection?.dropped ?? 0;
+    // Without a Close: the relay has forgotten this connection, and would tell others that we left.
+    server.connection?.abandon();
+    server.connection = undefined;
+    server.retry?.cancel();
+    server.retry = undefined;
+    return [...server.interest];
   }
 
   /** The connection for sending, which may still be on its way; undefined when this server was not asked for. */
@@ -165,6 +185,8 @@ export class ForeignServers {
   #dial(server: Foreign, address: IpAddress | undefined): void {
     server.retry?.cancel();
     server.retry = undefined;
+    // `noteHome` dials it if home goes elsewhere.
+    if (this.#deps.isHome(server.url)) return;
     let wasReady = false;
     const connection = this.#deps.dial(server.url, address, {
       ready: () => {

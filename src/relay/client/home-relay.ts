@@ -74,6 +74,8 @@ export class HomeRelay {
   readonly #backoff = new Backoff({ start: 500, factor: 2, ceiling: 30_000, jitter: 0.5 });
   #servers: readonly string[] = [];
   #state: State = { kind: "off" };
+  /** The latest home, as configured and as it names itself. */
+  #last: { readonly url: string; readonly instanceUrl: string } | undefined;
   /** Since the present selection began. */
   #tokenChanged = false;
   /** By connections that are gone. */
@@ -106,6 +108,19 @@ export class HomeRelay {
     if (state.kind !== "connected") return false;
     const sent = state.connection.send(header, datagram);
     return (state.successor?.isOpen === true && state.successor.send(header, datagram)) || sent;
+  }
+
+  /**
+   * This relay is home, or may be once an attempt succeeds. Another connection to it would take home's place there: the relay
+   * keeps one for each agent.
+   */
+  covers(instanceUrl: string): boolean {
+    if (this.#state.kind === "connected") return this.#state.instanceUrl === instanceUrl;
+    if (this.#state.kind !== "selecting" && this.#state.kind !== "waiting") return false;
+    const last = this.#last;
+    return (
+      this.#servers.includes(instanceUrl) || (last?.instanceUrl === instanceUrl && this.#servers.includes(last.url))
+    );
   }
 
   setServers(urls: readonly string[]): void {
@@ -218,6 +233,7 @@ export class HomeRelay {
     if (state.kind !== "selecting" || !state.attempts.delete(connection)) return void connection.close();
     this.#leave();
     this.#state = { kind: "connected", connection, url, instanceUrl, address, since: now };
+    this.#last = { url, instanceUrl };
     this.#deps.log.info("relay connected", { server: instanceUrl, address });
     this.#events.connected(connection, instanceUrl);
   }

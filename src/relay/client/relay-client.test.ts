@@ -334,6 +334,95 @@ test("an address that does not answer gives way to the host name, and a held rel
   await until("it again", () => a.client.isConnected(named));
 });
 
+test("a peer at the home relay that is down costs no second connection when the relay is back", async () => {
+  const clock = new ManualClock();
+  const relay = await relayHost();
+  await using a = agent(alice, [bob], clock);
+  a.client.setServers([relay.url]);
+  await until("home", () => a.client.home.connected);
+  await relay[Symbol.asyncDispose]();
+  await until("the loss", () => a.lost.length === 1);
+  clock.advance(750);
+  await until("a failed round", () => a.home.length === 3);
+  await using back = await relayHost({}, relay.port.port);
+  a.client.ensureServer(relay.url, undefined, bob);
+  await settle();
+  clock.advance(2_500);
+  await until("home", () => a.client.home.connected);
+  for (let i = 0; i < 20; i++) {
+    clock.advance(1_000);
+    await sleep(5);
+  }
+  const { authenticated, reconnections } = back.server.counters();
+  assert.deepEqual({ authenticated, reconnections }, { authenticated: 1, reconnections: 0 });
+  assert.ok(a.client.send(bob, Buffer.from("x"), relay.url));
+  assert.deepEqual(a.lost, [relay.url]);
+});
+
+test("a foreign relay that becomes home is one connection, and foreign again when home moves on", async () => {
+  const first = await relayHost();
+  const second = await relayHost();
+  await using a = agent(alice, [bob]);
+  await using b = agent(bob, [alice]);
+  b.client.setServers([second.url]);
+  a.client.setServers([first.url]);
+  await until("both home", () => a.client.home.connected && b.client.home.connected);
+  a.client.ensureServer(second.url, undefined, bob);
+  await until("the foreign relay", () => a.client.isConnected(second.url));
+
+  a.client.setServers([second.url]);
+  await first[Symbol.asyncDispose]();
+  await until("the second as home", () => a.client.home.instanceUrl === second.url);
+  await sleep(1_000);
+  const { authenticated, reconnections } = second.server.counters();
+  assert.deepEqual({ authenticated, reconnections }, { authenticated: 3, reconnections: 1 });
+  assert.equal(a.client.home.instanceUrl, second.url);
+  assert.ok(a.client.send(bob, handshake("over the new home"), second.url));
+  await until("the datagram", () => b.datagrams.length === 1);
+
+  await using third = await relayHost();
+  a.client.setServers([third.url]);
+  await second[Symbol.asyncDispose]();
+  await until("the third as home", () => a.client.home.instanceUrl === third.url);
+  await using again = await relayHost({}, second.port.port);
+  await until("the second as foreign", () => a.client.isConnected(again.url));
+});
+
+test("a peer's relay that home is just trying is dialled for it when home is elsewhere", async () => {
+  let refusals = 0;
+  await using slow = await fakeRelay({
+    beforeAnswer: (ws) => {
+      if (refusals++ === 0) ws.terminate();
+    },
+  });
+  await using near = await relayHost();
+  await using a = agent(alice, [bob]);
+  a.client.setServers([slow.url, near.url]);
+  a.client.ensureServer(slow.url, undefined, bob);
+  await until("both", () => a.client.home.instanceUrl === near.url && a.client.isConnected(slow.url));
+  assert.equal(slow.connections.length, 2, "home's attempt and then the foreign connection");
+});
+
+test("what is asked of a foreign relay's presence moves to home and back with it", async () => {
+  const relay = await relayHost();
+  await using a = agent(alice, [bob]);
+  await using b = agent(bob, [alice]);
+  b.client.setServers([relay.url]);
+  await until("bob", () => b.client.home.connected);
+  a.client.ensureServer(relay.url, undefined, bob);
+  a.client.subscribe([bob], relay.url);
+  await until("bob online", () => a.presence.length === 1);
+  a.client.setServers([relay.url]);
+  await until("home", () => a.client.home.connected);
+  await until("bob online again", () => a.presence.length === 2);
+  a.client.unsubscribe([bob], relay.url);
+  await settle();
+  await b.client.close();
+  await settle();
+  assert.equal(a.presence.length, 2);
+  await relay[Symbol.asyncDispose]();
+});
+
 test("frames that overtake the AuthResponse are not lost", async () => {
   await using relay = await fakeRelay({
     beforeAnswer: (ws) => {

@@ -94,7 +94,8 @@ export class RelayClient implements AsyncDisposable {
       { clock: deps.clock, log: deps.log, dial: (url, events) => this.#dial(url, undefined, events) },
       {
         connected: (connection, instanceUrl) => {
-          this.#subscribe(connection, instanceUrl, [...this.#homeInterest]);
+          const interest = this.#foreign.noteHome(instanceUrl);
+          this.#subscribe(connection, instanceUrl, [...new Set([...this.#homeInterest, ...interest])]);
           this.events.emit("home", { connected: true, instanceUrl });
         },
         transport: (from, payload, server) => this.#deliver(from, payload, server),
@@ -109,7 +110,12 @@ export class RelayClient implements AsyncDisposable {
       },
     );
     this.#foreign = new ForeignServers(
-      { clock: deps.clock, log: deps.log, dial: (url, address, events) => this.#dial(url, address, events) },
+      {
+        clock: deps.clock,
+        log: deps.log,
+        isHome: (url) => this.#home.covers(url),
+        dial: (url, address, events) => this.#dial(url, address, events),
+      },
       {
         dialled: (connection, server, interest) => this.#subscribe(connection, server, interest),
         transport: (from, payload, server) => this.#deliver(from, payload, server),
@@ -200,7 +206,8 @@ export class RelayClient implements AsyncDisposable {
   }
 
   /**
-   * Connects to another agent's home relay, if that is not our own. `address` is dialled first, the host name afterwards.
+   * Connects to another agent's home relay, if that is not our own and home is not just trying it. `address` is dialled first,
+   * the host name afterwards.
    * With `peer` the connection is kept until `releaseServer` or `unregisterPeer`; without, while it is used.
    */
   ensureServer(server: string, address?: IpAddress, peer?: PublicKey): void {
@@ -237,7 +244,9 @@ export class RelayClient implements AsyncDisposable {
     const ids = this.#idsOf(keys);
     const home = this.#home.connection;
     if (server === undefined || server === home?.instanceUrl) {
-      const known = ids.filter((id) => this.#homeInterest.delete(id));
+      const here = home?.instanceUrl;
+      const asForeign = (id: PeerId): boolean => here !== undefined && this.#foreign.isInterested(here, id);
+      const known = ids.filter((id) => this.#homeInterest.delete(id) || asForeign(id));
       if (known.length > 0) home?.unsubscribe(known);
     }
     this.#foreign.dropInterest(ids, server);
