@@ -3,6 +3,8 @@ import type { Endpoint, Prefix } from "#base/ip.ts";
 import type { PresharedKey, PublicKey } from "#base/keys.ts";
 import type { Millis } from "#base/time.ts";
 
+import type { FilterRules, SourceRule } from "./filter.ts";
+
 /**
  * One WireGuard device, whatever implements it (embedded worker, kernel, wireguard-go). What a network map is, which
  * peer is lazy and which path is best is decided above; the device holds peers, keeps packets and says what happened.
@@ -44,6 +46,18 @@ export interface WireGuardDevice extends AsyncDisposable {
    * one per 20 ms. Returns false when the peer is unknown or asleep.
    */
   initiate(key: PublicKey, paths: readonly DevicePath[]): boolean;
+
+  /**
+   * Replaces the rules of the packet filter at once, without forgetting the flows that it knows: each is judged again with
+   * its next packet. Undefined, the default, lets every packet pass. Throws FilterError and stays as it was.
+   */
+  setFilter(rules: FilterRules | undefined): void;
+
+  /**
+   * Changes the rules of one source in the set in force, whatever the others are; none removes them. `setFilter` goes first.
+   * Throws FilterError.
+   */
+  setFilterSource(source: Prefix, rules: readonly SourceRule[]): void;
 
   /** A datagram that a relay delivered from this peer. Unknown peers and full queues: counted, dropped. */
   injectRelayed(key: PublicKey, datagram: Uint8Array): void;
@@ -112,7 +126,10 @@ export interface DeviceEvents {
   "path-hint": { readonly key: PublicKey; readonly source: PacketSource };
   /** Data was sent to an awake peer and nothing authenticated came back for 400 ms; again while that goes on. */
   silent: { readonly key: PublicKey };
-  /** An encrypted datagram for a peer whose path is a relay. The buffer is the listener's. */
+  /**
+   * An encrypted datagram for a peer whose path is a relay. It is shared memory that is used again when the listener
+   * returns: whoever keeps it copies it.
+   */
   "relay-out": { readonly key: PublicKey; readonly datagram: Uint8Array };
   /** A STUN message on the WireGuard port. `to` is the local address it arrived at, where known. */
   stun: { readonly datagram: Uint8Array; readonly from: Endpoint; readonly to: Endpoint | undefined };

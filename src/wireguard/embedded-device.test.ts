@@ -71,6 +71,12 @@ class RecordingPlane implements Plane {
     this.calls.push(`drop-staged ${slot}`);
     this.staged.delete(slot);
   }
+  setFilter(rules: Parameters<Plane["setFilter"]>[0]): void {
+    this.calls.push(`filter ${rules ? `${rules.inbound.length} otherwise ${rules.otherwise}` : "off"}`);
+  }
+  setFilterSource(source: Parameters<Plane["setFilterSource"]>[0], rules: readonly unknown[]): void {
+    this.calls.push(`filter ${formatPrefix(source)} ${rules.length}`);
+  }
   noteAuthenticated(slot: number, direction: "sent" | "received", bytes = 0): void {
     this.calls.push(`note ${slot} ${direction} ${bytes}`);
   }

@@ -1,6 +1,6 @@
 import { Emitter } from "#base/emitter.ts";
 import { PerchError, unreachable } from "#base/errors.ts";
-import { type Endpoint, type IpAddress, sameEndpoint } from "#base/ip.ts";
+import { type Endpoint, type IpAddress, type Prefix, sameEndpoint } from "#base/ip.ts";
 import type { PresharedKey, PrivateKey, PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
@@ -13,6 +13,7 @@ import type {
   PacketSource,
   WireGuardDevice,
 } from "./device.ts";
+import type { FilterRules, SourceRule } from "./filter.ts";
 import type { SessionKeys } from "./handshake.ts";
 import { type HandshakeAction, HandshakeManager, type HandshakeTiming, PROTOCOL_TIMING } from "./handshake-manager.ts";
 import { LocalIdentity } from "./identity.ts";
@@ -62,6 +63,8 @@ export type Plane = Pick<
   | "setPath"
   | "installSession"
   | "dropStaged"
+  | "setFilter"
+  | "setFilterSource"
   | "noteAuthenticated"
   | "injectRelayed"
   | "sendDatagram"
@@ -267,6 +270,16 @@ export class EmbeddedDevice implements WireGuardDevice {
   #isWaiting(row: PeerRow): boolean {
     const { stagedBytes, sessionCreated } = this.#plane.peerCounters(row.slot);
     return stagedBytes > 0 && (sessionCreated === 0 || this.#clock.now() - sessionCreated >= REJECT_AFTER_TIME);
+  }
+
+  // Packet filter
+
+  setFilter(rules: FilterRules | undefined): void {
+    if (!this.#closing) this.#plane.setFilter(rules);
+  }
+
+  setFilterSource(source: Prefix, rules: readonly SourceRule[]): void {
+    if (!this.#closing) this.#plane.setFilterSource(source, rules);
   }
 
   // Datagrams that are not ours to understand

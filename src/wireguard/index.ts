@@ -33,3 +33,13 @@ export {
   type EmbeddedDeviceDeps,
   type EmbeddedDeviceOptions,
 } from "./embedded-device.ts";
+export {
+  FILTER_RULES_PER_SOURCE,
+  FilterError,
+  type FilterProtocol,
+  type FilterRule,
+  type FilterRules,
+  type FilterVerdict,
+  type PortRange,
+  type SourceRule,
+} from "./filter.ts";

@@ -136,6 +136,11 @@ export class SimPlane implements Plane {
     this.#commandFor(slot, () => (asleep ? this.#sleep(slot) : this.#wake(slot)));
   }
 
+  /** The packets of a simulation have no protocol and no ports: there is nothing to judge them by. */
+  setFilter(): void {}
+
+  setFilterSource(): void {}
+
   setKeepalive(slot: number, seconds: number): void {
     this.#commandFor(slot, () => {
       const was = this.#peers.active(slot)?.persistentKeepalive ?? 0;

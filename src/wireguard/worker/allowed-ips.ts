@@ -50,6 +50,17 @@ export class AllowedIps {
     return this.#lastBits;
   }
 
+  /** Prefix lengths in use, longest first. */
+  get lengths(): Readonly<Uint8Array> {
+    return this.#lengths;
+  }
+
+  /** Slot that exactly this prefix belongs to, or -1. */
+  exact(w0: number, w1: number, w2: number, w3: number, bits: number): number {
+    const entry = this.#find(mask(w0, bits), mask(w1, bits - 32), mask(w2, bits - 64), mask(w3, bits - 96), bits);
+    return entry < 0 ? -1 : this.#slot[entry]!;
+  }
+
   /** Slot of the peer that the address belongs to, or -1. */
   lookup(w0: number, w1: number, w2: number, w3: number): number {
     if (

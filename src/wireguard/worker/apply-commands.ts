@@ -1,5 +1,6 @@
 import { unreachable } from "#base/errors.ts";
 import { COOKIE_SECRET_BYTES } from "../messages.ts";
+import type { FilterMode, PacketFilter } from "./filter.ts";
 import type { HandshakeGate } from "./handshake-gate.ts";
 import { PathKind, type Peer, type Peers } from "./peers.ts";
 import type { Receiver } from "./receive.ts";
@@ -29,6 +30,7 @@ export interface ApplyDeps {
   readonly gate: HandshakeGate;
   readonly transmitter: Transmitter;
   readonly receiver: Receiver;
+  readonly filter: PacketFilter;
 }
 
 /** The worker's end of the command ring: each record changes the tables at once. Unknown slots are ignored. */
@@ -83,6 +85,10 @@ export class CommandApplier {
       secret.fill(0);
       return;
     }
+    if (isFilterCommand(command)) {
+      this.#filter(command, ring, at);
+      return;
+    }
     if (command === Command.addPeer) {
       stats.clearRow(slot);
       peers.add(slot, (argument & 0x80000000) !== 0, argument & 0xffff);
@@ -123,6 +129,25 @@ export class CommandApplier {
       }
       default:
         // A record that this worker does not know can only be a mistake in the program.
+        return unreachable(command);
+    }
+  }
+
+  #filter(command: FilterCommand, ring: Ring, at: number): void {
+    const { filter } = this.#deps;
+    const argument = ring.view.getUint32(at + RecordField.argument, true);
+    switch (command) {
+      case Command.filterBegin:
+        return filter.begin(argument as FilterMode);
+      case Command.filterSource: {
+        const isV6 = ring.bytes[at + RecordField.family] === 6;
+        const bytes = ring.view.getUint32(at + RecordField.payloadBytes, true);
+        const rules = ring.bytes.subarray(at + RecordField.payload, at + RecordField.payload + bytes);
+        return filter.setSource(isV6, ring.view, at + RecordField.address, argument, rules);
+      }
+      case Command.filterCommit:
+        return filter.commit();
+      default:
         return unreachable(command);
     }
   }
@@ -247,4 +272,10 @@ export class CommandApplier {
     if (sent) timers.authenticatedSent(peer, this.now);
     else timers.authenticatedReceived(peer, this.now);
   }
+}
+
+type FilterCommand = typeof Command.filterBegin | typeof Command.filterSource | typeof Command.filterCommit;
+
+function isFilterCommand(command: Command): command is FilterCommand {
+  return command === Command.filterBegin || command === Command.filterSource || command === Command.filterCommit;
 }

@@ -1,5 +1,6 @@
 import { type IpAddress, ipToBytes, isV6 } from "#base/ip.ts";
-import { type Command, RECORD_HEADER_BYTES, RecordField } from "./records.ts";
+import type { SessionKeys } from "./data-plane.ts";
+import { Command, RECORD_HEADER_BYTES, RecordField, SESSION_PAYLOAD_BYTES } from "./records.ts";
 import type { Ring } from "./ring.ts";
 
 /** One record towards the worker; see `records.ts` for what each field means to which command. */
@@ -92,6 +93,28 @@ export class CommandSender {
     this.#ring.commit();
     return true;
   }
+}
+
+/** The command that hands over a session's keys, of which it keeps a copy until it is written. */
+export function sessionRecord(slot: number, keys: SessionKeys): CommandRecord {
+  const sendKey = keys.sendKey.slice();
+  const receiveKey = keys.receiveKey.slice();
+  return {
+    opcode: Command.installSession,
+    slot,
+    argument: keys.role === "initiator" ? 1 : 0,
+    time: keys.createdAt ?? performance.now(),
+    payloadBytes: SESSION_PAYLOAD_BYTES,
+    fill: (bytes, at) => {
+      const view = new DataView(bytes.buffer, bytes.byteOffset + at);
+      view.setUint32(0, keys.localIndex, true);
+      view.setUint32(4, keys.remoteIndex, true);
+      bytes.set(sendKey, at + 8);
+      bytes.set(receiveKey, at + 40);
+      sendKey.fill(0);
+      receiveKey.fill(0);
+    },
+  };
 }
 
 /** Writes the payload to nowhere, which wipes the keys that wait to be written. */

@@ -10,11 +10,13 @@ import { closeUdpPair, openUdpPair, type UdpPair } from "#net/udp-linux.ts";
 import { sendDatagram } from "#net/udp-send.ts";
 import { closeTun, openTun, setInterfaceMtu, type Tun } from "#tun/linux.ts";
 import type { DevicePath, PacketSummary } from "../device.ts";
+import type { FilterRules, SourceRule } from "../filter.ts";
 import { COOKIE_SECRET_BYTES } from "../messages.ts";
-import { type CommandRecord, CommandSender } from "./commands.ts";
+import { type CommandRecord, CommandSender, sessionRecord } from "./commands.ts";
+import { sendFilter, sendFilterSource } from "./filter-commands.ts";
 import { PROTOCOL_LIMITS, type SessionLimits } from "./limits.ts";
-import { Command, FAMILY_RELAY, type HandshakeReason, SESSION_PAYLOAD_BYTES } from "./records.ts";
-import { emitReports } from "./reports.ts";
+import { Command, FAMILY_RELAY, type HandshakeReason } from "./records.ts";
+import { emitRelayed, emitReports } from "./reports.ts";
 import { Ring } from "./ring.ts";
 import { type DeviceCounter, type PeerCounters, Stats } from "./stats.ts";
 import { ControlWord, type WorkerMessage, type WorkerStart } from "./worker-start.ts";
@@ -67,7 +69,7 @@ export interface SessionKeys {
   readonly createdAt?: Millis;
 }
 
-/** Facts from the worker. Buffers belong to the listener. Events of one kind come in order; different kinds may overtake. */
+/** Facts from the worker. Buffers belong to the listener, but for `relayOut`. Events of one kind come in order; different kinds may overtake. */
 export interface DataPlaneEvents {
   /**
    * Once per sleep of a peer: the first inner packet towards it was staged, or authenticated data came on an old session.
@@ -91,7 +93,7 @@ export interface DataPlaneEvents {
     readonly to: Endpoint | undefined;
     readonly receivedAt: Millis;
   };
-  /** An encrypted datagram of a peer whose path is the relay. */
+  /** An encrypted datagram of a peer whose path is the relay; the memory is used again when the listener returns. */
   relayOut: { readonly slot: number; readonly datagram: Uint8Array };
   /** An awake peer needs a handshake. Repeated at most every second while the reason lasts; main applies the 5 s rule. */
   needHandshake: { readonly slot: number; readonly reason: HandshakeReason };
@@ -126,6 +128,11 @@ const RELAY_RING_BYTES = 4 << 20;
 const DEFAULT_PEER_CAPACITY = 131_072;
 /** Handshake and STUN messages handled before other work of the main thread gets its turn. */
 const DATAGRAMS_PER_TURN = 64;
+/**
+ * Relayed datagrams taken before the relay's connection may write: less than it queues (256 KiB), for what it cannot queue
+ * it drops.
+ */
+const RELAYED_PER_TURN = 96;
 
 /** Planes whose worker must leave `poll` before the process can exit. */
 const running = new Set<DataPlane>();
@@ -367,24 +374,7 @@ export class DataPlane implements AsyncDisposable {
    * kept as next until the peer's first packet on it (`confirmed`).
    */
   installSession(slot: number, keys: SessionKeys): void {
-    const sendKey = keys.sendKey.slice();
-    const receiveKey = keys.receiveKey.slice();
-    this.#commands.send({
-      opcode: Command.installSession,
-      slot,
-      argument: keys.role === "initiator" ? 1 : 0,
-      time: keys.createdAt ?? performance.now(),
-      payloadBytes: SESSION_PAYLOAD_BYTES,
-      fill: (bytes, at) => {
-        const view = new DataView(bytes.buffer, bytes.byteOffset + at);
-        view.setUint32(0, keys.localIndex, true);
-        view.setUint32(4, keys.remoteIndex, true);
-        bytes.set(sendKey, at + 8);
-        bytes.set(receiveKey, at + 40);
-        sendKey.fill(0);
-        receiveKey.fill(0);
-      },
-    });
+    this.#commands.send(sessionRecord(slot, keys));
   }
 
   /** Wipes all sessions of the peer, as after a change of key or pre-shared key. */
@@ -433,6 +423,16 @@ export class DataPlane implements AsyncDisposable {
     this.#commands.send({ opcode: Command.setMtu, slot: 0, argument: mtu });
   }
 
+  /** Replaces all rules of the packet filter at once; undefined lets every packet pass. Throws FilterError. */
+  setFilter(rules: FilterRules | undefined): void {
+    sendFilter(this.#commands, rules);
+  }
+
+  /** Replaces the rules of one source; none forgets it. Throws FilterError. */
+  setFilterSource(source: Prefix, rules: readonly SourceRule[]): void {
+    sendFilterSource(this.#commands, source, rules);
+  }
+
   /** One peer's counters, read from shared memory. */
   peerCounters(slot: number): PeerCounters {
     return this.#stats.peer(slot);
@@ -477,8 +477,8 @@ export class DataPlane implements AsyncDisposable {
     if (this.#gone) return;
     this.#commands.flush();
     emitReports(this.#eventRing, this.events, Infinity);
-    emitReports(this.#relayRing, this.events, Infinity);
-    const left = emitReports(this.#datagramRing, this.events, DATAGRAMS_PER_TURN);
+    const moreRelayed = emitRelayed(this.#relayRing, this.events, RELAYED_PER_TURN);
+    const left = emitReports(this.#datagramRing, this.events, DATAGRAMS_PER_TURN) || moreRelayed;
     // Each ring announces sleep by itself: one that got something in the meantime is looked at again.
     const asleep = [this.#eventRing, this.#relayRing, this.#datagramRing].map((ring) => ring.sleepUnlessFilled());
     if (left || asleep.includes(false)) setImmediate(() => this.#drain());

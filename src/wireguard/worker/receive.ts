@@ -3,6 +3,7 @@ import { COOKIE_REPLY_BYTES, INITIATION_BYTES, MessageType, RESPONSE_BYTES } fro
 import type { Aead } from "./aead-evp.ts";
 import type { Arena } from "./arena.ts";
 import type { Coalescer } from "./coalesce.ts";
+import type { PacketFilter } from "./filter.ts";
 import type { HandshakeGate } from "./handshake-gate.ts";
 import { ipLength } from "./inner-packet.ts";
 import type { SessionLimits } from "./limits.ts";
@@ -38,6 +39,7 @@ export interface ReceiveDeps {
   readonly coalescer: Coalescer;
   readonly transmitter: Transmitter;
   readonly limits: SessionLimits;
+  readonly filter: PacketFilter;
 }
 
 /**
@@ -151,7 +153,7 @@ export class Receiver {
 
   /** The order of the checks is the protocol's (paper section 5.4.6): nothing is believed before the tag and the window. */
   #transport(at: number, length: number, source: AddressPlace, relaySlot: number): void {
-    const { sessions, limits, arena, aead, stats, timers, coalescer } = this.#deps;
+    const { sessions, limits, arena, aead, stats, timers, coalescer, filter } = this.#deps;
     const view = this.#view;
     const session = sessions.find(view.getUint32(at + 4, true));
     if (session === undefined) {
@@ -206,6 +208,10 @@ export class Receiver {
     }
     this.#words[row + PeerField.lastDataRx] = this.now;
     if (peer.asleep) this.#deps.reporter.wakeByData(peer, source);
+    if (filter.isOn && !filter.accepts(inner, packetBytes)) {
+      this.#words[Counter["drop-filter"]]!++;
+      return;
+    }
     coalescer.add(inner, packetBytes);
   }
 

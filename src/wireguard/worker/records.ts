@@ -62,6 +62,12 @@ export const Command = {
   inject: 12,
   /** argument: bytes. */
   setMtu: 13,
+  /** A whole new set of filter rules follows. argument: FilterMode. */
+  filterBegin: 14,
+  /** family, address, argument (prefix length): a source; payload: its rules (filter-table.ts), none to forget it. */
+  filterSource: 15,
+  /** The set that was begun is in force. */
+  filterCommit: 16,
   /** payload: the secret that cookies are made with, 32 bytes. */
   setCookieSecret: 14,
 } as const;

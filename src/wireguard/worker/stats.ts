@@ -47,6 +47,8 @@ export const DEVICE_COUNTERS = [
   "drop-socket-queue",
   "gso-refused",
   "gso-disabled",
+  "drop-filter",
+  "filter-connections",
 ] as const;
 export type DeviceCounter = (typeof DEVICE_COUNTERS)[number];
 
@@ -103,7 +105,8 @@ export class Stats {
   }
 
   clearRow(slot: number): void {
-    this.words.fill(0, this.row(slot), this.row(slot) + ROW_WORDS);
+    // Writing to a row that was never used would take its memory from the machine.
+    for (let at = this.row(slot); at < this.row(slot + 1); at++) if (this.words[at] !== 0) this.words[at] = 0;
   }
 
   peer(slot: number): PeerCounters {

@@ -5,6 +5,7 @@ import { Aead } from "./aead-evp.ts";
 import { CommandApplier } from "./apply-commands.ts";
 import { Arena } from "./arena.ts";
 import { Coalescer } from "./coalesce.ts";
+import { PacketFilter } from "./filter.ts";
 import { HandshakeGate } from "./handshake-gate.ts";
 import { Peers } from "./peers.ts";
 import { Receiver } from "./receive.ts";
@@ -83,7 +84,23 @@ function run(): string | undefined {
     expireSessions: (peer) => applier.expire(peer, limits.rejectAfterTime),
   });
   const gate = new HandshakeGate(arena.bytes, stats, rings.datagrams, start.mac1Key);
-  const shared = { arena, gate, aead, peers, routes, sessions, staging, timers, reporter, stats, queue, tun, limits };
+  const filter = new PacketFilter(arena.view);
+  const shared = {
+    arena,
+    filter,
+    gate,
+    aead,
+    peers,
+    routes,
+    sessions,
+    staging,
+    timers,
+    reporter,
+    stats,
+    queue,
+    tun,
+    limits,
+  };
   const transmitter = new Transmitter(shared, start);
   const coalescer = new Coalescer(arena, tun, start.udpSegmentation);
   const applyCommands = (): void => {
@@ -124,7 +141,7 @@ function run(): string | undefined {
     words[Counter["wake-ups"]]!++;
     if ((ready(TUN) & (POLLERR | POLLNVAL)) !== 0) return "the interface was deleted";
     const now = clock();
-    transmitter.now = receiver.now = queue.now = applier.now = now;
+    transmitter.now = receiver.now = queue.now = applier.now = filter.now = now;
     if (ready(pollfds) !== 0) c.read(start.eventFd, arena.base + eventBuffer, 8);
 
     more = applier.apply(COMMANDS_PER_TURN);
@@ -145,6 +162,7 @@ function run(): string | undefined {
     if (timers.nextAt <= now) timers.run(now);
     queue.flush();
     words[Counter.sessions] = sessions.size;
+    words[Counter["filter-connections"]] = filter.connections;
     reporter.flush();
   }
   sessions.close();
