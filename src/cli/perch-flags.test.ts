@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { DAEMON_ERROR_CODES } from "#agent/daemon/daemon-error.ts";
 import { EXIT, EXIT_OF_CODE } from "./exit-codes.ts";
@@ -92,8 +92,10 @@ test("bin/perch runs through symbolic links and names what is missing without a 
   mkdirSync(join(dir, "sub"));
   symlinkSync("../one", join(dir, "sub", "two"));
   assert.match((await perch(["version"], {}, join(dir, "sub", "two"))).out, /^\d/);
-  mkdirSync(join(dir, "alone", "bin"), { recursive: true });
-  writeFileSync(join(dir, "alone", "bin", "perch"), readFileSync(PERCH), { mode: 0o755 });
+  for (const file of ["bin/perch", "scripts/node"]) {
+    mkdirSync(dirname(join(dir, "alone", file)), { recursive: true });
+    writeFileSync(join(dir, "alone", file), readFileSync(join(PERCH, "../..", file)), { mode: 0o755 });
+  }
   mkdirSync(join(dir, "path"));
   writeFileSync(join(dir, "path", "node"), "#!/bin/sh\necho 20.1.0\n", { mode: 0o755 });
   for (const tool of ["dirname", "readlink", "sh"]) symlinkSync(`/usr/bin/${tool}`, join(dir, "path", tool));
