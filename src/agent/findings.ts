@@ -117,6 +117,8 @@ function examineServices(status: AgentStatus): Finding[] {
   const home = status.relays.find(({ available }) => available);
   for (const { uri, available, error } of status.relays) {
     if (available) findings.push(ok("relay", `connected to ${uri}`));
+    else if (home && error)
+      findings.push(note("relay", `no connection to ${uri}: ${error}; ${home.uri} is used`, wayTo(uri)));
     else if (home) findings.push(ok("relay", `${uri} is not used, ${home.uri} is`));
     else findings.push(problem("relay", `no connection to ${uri}${error ? `: ${error}` : ""}`, wayTo(uri)));
   }

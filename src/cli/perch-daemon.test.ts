@@ -72,6 +72,52 @@ test("up, status, peers, why, lazy and down against a daemon", async (t) => {
   assert.match((await at.run("peers wake peer-1")).err, /the agent is not up; start it with: perch up/);
 });
 
+test("doctor tells what it found in words and as JSON, and its exit code says whether something has to be mended", async (t) => {
+  const at = scene(t);
+  await at.startDaemon("--registered");
+  const asleep = await at.run("doctor");
+  assert.equal(asleep.code, EXIT.failure);
+  assert.match(asleep.out, /^ok {5}Daemon {6}running for .*\nwrong {2}Agent {7}down\n {19}-> perch up\n/);
+  assert.match(asleep.out, /\n\nOne thing has to be mended\.\n$/);
+  assert.match((await at.run("doctor peer-1")).err, /the agent is not up; start it with: perch up/);
+  assert.equal((await at.run(`up --management-url ${SERVER} --wireguard-port 51899`)).code, 0);
+
+  const agent = await at.run("doctor");
+  assert.equal(agent.code, 0, agent.out);
+  const json = JSON.parse((await at.run("doctor --json")).out);
+  const levels = Object.fromEntries(json.findings.map(({ area, level }: Record<string, string>) => [area, level]));
+  assert.deepEqual(
+    [levels.stun, levels.nat, levels.udp, levels.clock, levels.firewall],
+    ["ok", "ok", "ok", "ok", "note"],
+  );
+  assert.equal(json.udp.servers[0].mapped, "203.0.113.7:51820");
+  assert.match(agent.out, /\nok {5}STUN {8}198.51.100.1:3478 answers after 21 ms and sees 203.0.113.7:51820\n/);
+  assert.match(agent.out, /\nnote {3}Firewall {4}this version does not enforce/);
+
+  const direct = await at.run("doctor peer-3");
+  assert.equal(direct.code, 0);
+  assert.match(
+    direct.out,
+    /^peer-3.perch.test is Connected for .*\n\nWhy: {3}The two agents talk directly.*\nTo do: Nothing.\n/,
+  );
+  const relayed = await at.run("doctor 100.64.0.5");
+  assert.equal(relayed.code, 1);
+  assert.match(relayed.out, /\nWhy: {3}The NAT of peer-4 is symmetric,/);
+  assert.match(relayed.out, /\nTo do: Forward UDP port 51899 to this machine/);
+  assert.match(relayed.out, /\n {2}srflx 203.0.113.9:40112 {2}16 {4}0 {9}0 {9}failed {2}-\n$/);
+  const document = JSON.parse((await at.run("doctor peer-4 --json")).out);
+  assert.deepEqual(
+    [document.healthy, document.verdict, document.certainty, document.there.mapping, document.search.pairs[0].sent],
+    [false, "symmetric-there", "certain", "endpoint-dependent", 16],
+  );
+  const offline = await at.run("doctor peer-2");
+  assert.deepEqual([offline.code, /peer-2 is offline/.test(offline.out)], [1, true]);
+  const idle = await at.run("doctor peer-1");
+  assert.deepEqual([idle.code, /is asleep and nothing is wrong/.test(idle.out)], [0, true]);
+  const unknown = await at.run("doctor carol");
+  assert.deepEqual([unknown.code, unknown.err], [1, 'perch: no peer "carol" in this network (4 peers are known)\n']);
+});
+
 test("lazy connections follow flag, environment, setting and network in this order", async (t) => {
   const at = scene(t);
   await at.startDaemon("--registered");

@@ -37,6 +37,11 @@ const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import("./why.ts")).whyCommand(),
   },
   {
+    name: "doctor",
+    summary: "say what is wrong, here or with a peer, and what to do",
+    load: async () => (await import("./doctor.ts")).doctorCommand(),
+  },
+  {
     name: "lazy",
     summary: "show or switch lazy connections",
     load: async () => (await import("./lazy.ts")).lazyCommand(),
@@ -105,6 +110,7 @@ async function createProgram(args: readonly string[]): Promise<Command> {
         "  perch up --management-url https://vpn.example.com --setup-key-file key.txt",
         "  perch status -d                               every peer, its path and why it is in its state",
         "  perch why bob                                 what woke bob, and what took how long",
+        "  perch doctor bob                              why bob is relayed or cannot be reached, and what to do",
         "",
         "Every flag may also come from PERCH_<FLAG>, for example PERCH_DAEMON_ADDR. Exit codes: docs/errors.md.",
       ].join("\n"),

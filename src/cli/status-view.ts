@@ -189,7 +189,7 @@ function pathKind(peer: Peer): string {
   return kind === "direct" ? "direct" : kind === "relay" ? "relay" : "-";
 }
 
-function pathWords(peer: Peer): string {
+export function pathWords(peer: Peer): string {
   const path = peer.path?.path;
   switch (path?.case) {
     case "relay":
