@@ -20,6 +20,7 @@ import type { Logger } from "#base/log.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
 import { Http2Sessions, type SessionOwner } from "./http2-sessions.ts";
 import { decideOpening } from "./opening.ts";
+import { RequestBodies, type RequestBodyLimits } from "./request-bodies.ts";
 import { listenError, ServerError } from "./server-error.ts";
 import { type Admission, SourceLimits } from "./source-limits.ts";
 
@@ -32,6 +33,8 @@ export type FrontResponse = ServerResponse | Http2ServerResponse;
  */
 export interface FrontRoutes {
   request(path: string, request: FrontRequest, response: FrontResponse): boolean;
+  /** The client may leave the body of this request open for ever; the handler keeps nothing of it. */
+  isEndless?(path: string): boolean;
   /** A WebSocket upgrade; HTTP/1.1 only. */
   upgrade(path: string, request: IncomingMessage, socket: Duplex, head: Buffer): boolean;
 }
@@ -50,7 +53,7 @@ export interface FrontOptions {
   readonly limits?: Partial<FrontLimits>;
 }
 
-export interface FrontLimits {
+export interface FrontLimits extends RequestBodyLimits {
   /** From the connection to its first byte, and from its first byte to its first complete request. */
   readonly openingMs: Millis;
   /** Silence of an HTTP/1.1 connection inside or between requests. */
@@ -72,9 +75,12 @@ export const FRONT_LIMITS: FrontLimits = {
   maxUnprovenPerSource: 256,
   maxConnectionsPerSource: 4096,
   maxStreamsPerConnection: 256,
+  bodyMs: 15_000,
+  maxBodyBytesPerConnection: 8 * 1024 * 1024,
+  maxBodyBytes: 256 * 1024 * 1024,
 };
 
-/** Counters since the start; `connections` and `sessions` are now. */
+/** Counters since the start; `connections`, `sessions` and `bodyBytes` are now. */
 export interface FrontStats {
   readonly connections: number;
   readonly sessions: number;
@@ -84,6 +90,10 @@ export interface FrontStats {
   readonly deadSessions: number;
   readonly tlsFailures: number;
   readonly unrouted: number;
+  /** Held by unfinished HTTP/2 request bodies. */
+  readonly bodyBytes: number;
+  readonly bodyTimeouts: number;
+  readonly bodiesRefused: number;
 }
 
 /** An accepted TCP connection, whatever it speaks. */
@@ -139,6 +149,7 @@ export class Front {
   /** The same by the ends of the TCP connection, which is how a finished TLS handshake is matched. */
   readonly #byEnds = new Map<string, Connection>();
   readonly #sessions: Http2Sessions;
+  readonly #bodies: RequestBodies;
   /** The connection that a plaintext or a TLS socket belongs to. */
   readonly #under = new WeakMap<Duplex, Connection>();
   /** Set while a socket is handed to the HTTP/2 server, which announces the session before it returns. */
@@ -165,6 +176,7 @@ export class Front {
       pingEveryMs: this.#limits.pingEveryMs,
       idleMs: this.#limits.http2IdleMs,
     });
+    this.#bodies = new RequestBodies(deps, this.#limits);
     this.#http1 = this.#createHttp1();
     this.#http2 = this.#createHttp2();
     this.#tls = options.tls ? this.#createTls(options.tls) : undefined;
@@ -201,6 +213,9 @@ export class Front {
       deadSessions: this.#sessions.dead,
       tlsFailures: this.#tlsFailures,
       unrouted: this.#unrouted,
+      bodyBytes: this.#bodies.bytes,
+      bodyTimeouts: this.#bodies.timeouts,
+      bodiesRefused: this.#bodies.refused,
     };
   }
 
@@ -390,8 +405,14 @@ export class Front {
           enablePush: false,
         },
         maxSessionMemory: HTTP2_SESSION_MEMORY_MB,
+        Http2ServerRequest: this.#bodies.requestClass,
       },
-      (request, response) => this.#route(request, response),
+      (request, response) => {
+        const timeout = request.headers["grpc-timeout"];
+        if (this.#routes.isEndless?.(pathOf(request)) !== true)
+          this.#bodies.begin(request.stream, Array.isArray(timeout) ? undefined : timeout);
+        this.#route(request, response);
+      },
     );
     server.on("session", (session) => {
       const connection = this.#handing;

@@ -13,6 +13,7 @@ import { createManagementServer, type ManagementServer } from "#management/serve
 import { countAdminTokens } from "#management/server/setup-keys.ts";
 import { ManagementStore } from "#management/server/store.ts";
 import { createRelayServer, type RelayServer } from "#relay/server/relay-server.ts";
+import { SIGNAL_STREAM_PATH } from "#signal/protocol/signal-service.ts";
 import { createSignalServer, type SignalServer } from "#signal/server/signal-server.ts";
 import { adminMethods } from "./admin.ts";
 import { serveAdmin } from "./admin-socket.ts";
@@ -288,6 +289,7 @@ function routesOf({ management, signal, relay }: Parts): FrontRoutes {
       }
       return signal?.handle(request as Http2ServerRequest, response as Http2ServerResponse) ?? false;
     },
+    isEndless: (path) => path === SIGNAL_STREAM_PATH,
     upgrade: (_, request, socket, head) => relay?.handleUpgrade(request, socket, head) ?? false,
   };
 }
