@@ -1,4 +1,4 @@
-import { formatPrefix, maskPrefix, type Prefix } from "#base/ip.ts";
+import { formatPrefix, isHostPrefix, maskPrefix, type Prefix } from "#base/ip.ts";
 import type { PresharedKey, PublicKey } from "#base/keys.ts";
 import type { Millis } from "#base/time.ts";
 import type { DevicePath, PacketSource } from "./device.ts";
@@ -12,10 +12,8 @@ export interface PeerRow {
   presharedKey: PresharedKey | undefined;
   /** Seconds, 0 = off. */
   keepalive: number;
-  /** The list as last given: the same object again means no change. */
+  /** The list as last given, of which others may have taken some away: the same object again means no change. */
   allowedIps: readonly Prefix[];
-  /** The prefixes it has now, masked, as text; others may have taken some away. */
-  prefixes: readonly string[];
   /** Chosen by the caller; `none` while asleep. */
   path: DevicePath;
   /** Stands in while `path` is `none`: where the peer was last heard. */
@@ -47,7 +45,7 @@ export interface PrefixChange {
 export class PeerTable {
   readonly #byKey = new Map<PublicKey, PeerRow>();
   readonly #bySlot: (PeerRow | undefined)[] = [];
-  /** Masked prefix as text -> its one owner. */
+  /** `ownerKey` of the masked prefix -> its one owner. */
   readonly #owners = new Map<string, PeerRow>();
   readonly #resting: { readonly slot: number; readonly since: Millis }[] = [];
   #restingFrom = 0;
@@ -85,7 +83,6 @@ export class PeerTable {
       presharedKey: undefined,
       keepalive: 0,
       allowedIps: NO_PREFIXES,
-      prefixes: NO_TEXTS,
       path: NO_PATH,
       adopted: undefined,
       heard: undefined,
@@ -101,7 +98,10 @@ export class PeerTable {
   }
 
   remove(row: PeerRow, now: Millis): void {
-    for (const prefix of row.prefixes) if (this.#owners.get(prefix) === row) this.#owners.delete(prefix);
+    for (const prefix of row.allowedIps) {
+      const key = ownerKey(maskPrefix(prefix));
+      if (this.#owners.get(key) === row) this.#owners.delete(key);
+    }
     this.#byKey.delete(row.key);
     this.#bySlot[row.slot] = undefined;
     this.#resting.push({ slot: row.slot, since: now });
@@ -110,23 +110,21 @@ export class PeerTable {
   /** Makes `allowedIps` the peer's prefixes; those that another peer had move over. */
   setPrefixes(row: PeerRow, allowedIps: readonly Prefix[]): PrefixChange {
     if (allowedIps === row.allowedIps) return NO_CHANGE;
-    const wanted = new Map(allowedIps.map(maskPrefix).map((prefix) => [formatPrefix(prefix), prefix]));
-    const removed: string[] = [];
-    for (const text of row.prefixes) {
-      if (this.#owners.get(text) !== row || wanted.has(text)) continue;
-      this.#owners.delete(text);
-      removed.push(text);
+    const wanted = byOwnerKey(allowedIps);
+    const removed: Prefix[] = [];
+    for (const [key, prefix] of byOwnerKey(row.allowedIps)) {
+      if (this.#owners.get(key) !== row || wanted.has(key)) continue;
+      this.#owners.delete(key);
+      removed.push(prefix);
     }
     const added: Prefix[] = [];
-    for (const [text, prefix] of wanted) {
-      if (this.#owners.get(text) === row) continue;
-      this.#owners.set(text, row);
+    for (const [key, prefix] of wanted) {
+      if (this.#owners.get(key) === row) continue;
+      this.#owners.set(key, row);
       added.push(prefix);
     }
-    const earlier = new Map(row.allowedIps.map(maskPrefix).map((prefix) => [formatPrefix(prefix), prefix]));
     row.allowedIps = allowedIps;
-    row.prefixes = [...wanted.keys()];
-    return { added, removed: removed.map((text) => earlier.get(text)!) };
+    return { added, removed };
   }
 
   #takeSlot(now: Millis): number | undefined {
@@ -149,5 +147,13 @@ export class PeerTable {
 export const NO_PATH: DevicePath = { kind: "none" };
 export const NO_PATHS: readonly DevicePath[] = [];
 const NO_PREFIXES: readonly Prefix[] = [];
-const NO_TEXTS: readonly string[] = [];
 const NO_CHANGE: PrefixChange = { added: [], removed: [] };
+
+function byOwnerKey(prefixes: readonly Prefix[]): Map<string, Prefix> {
+  return new Map(prefixes.map(maskPrefix).map((prefix) => [ownerKey(prefix), prefix]));
+}
+
+/** Of a host prefix its address, which is in memory anyway: there are as many of them as peers. */
+function ownerKey(prefix: Prefix): string {
+  return isHostPrefix(prefix) ? prefix.address : formatPrefix(prefix);
+}

@@ -207,6 +207,11 @@ export class ConnectionManager {
     }
   }
 
+  /** Signal is there again after it was away. */
+  signalReturned(): void {
+    for (const connection of [...this.#awake]) connection.post({ kind: "signal-back" });
+  }
+
   networkChanged(): void {
     for (const connection of [...this.#awake]) connection.post({ kind: "network-changed" });
   }
@@ -274,11 +279,7 @@ export class ConnectionManager {
   #add(info: PeerInfo): void {
     if (this.#members.has(info.key)) return;
     const decision = this.#lazyDecision(info);
-    const connection = new PeerConnection(
-      { ...this.#deps, changed: (peer) => this.#deps.changed(peer) },
-      info,
-      decision.lazy ? "asleep" : "waiting to connect",
-    );
+    const connection = new PeerConnection(this.#deps, info, decision.lazy ? "asleep" : "waiting to connect");
     this.#members.set(info.key, { connection, decision, sentIdleAt: undefined, sleepBackoff: 0 });
     if (!decision.lazy) this.#request(info.key, "background", decision.why, true);
   }

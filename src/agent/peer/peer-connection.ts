@@ -119,6 +119,10 @@ const KEEPALIVE_SECONDS = 25;
 /** An OFFER is answered at most this often (signal document, section 9). */
 const ANSWER_INTERVAL: Millis = 200;
 
+/** Of every peer without an ICE agent; `#openIce` makes a list of its own. */
+const NO_CANDIDATES: string[] = [];
+const NO_ENTRIES: readonly TimelineEntry[] = [];
+
 /**
  * One remote peer: runs the effects of its state machine against device, signal, relay and ICE, and keeps its timeline.
  * Used again and again: awake and asleep are states of the one object. It never decides to be lazy.
@@ -128,14 +132,15 @@ export class PeerConnection {
   info: PeerInfo;
   readonly #deps: PeerDeps;
   readonly #controlling: boolean;
-  readonly #timeline: Timeline;
-  #state: PeerConnectionState = createPeerState("asleep");
+  /** Undefined until there is something to tell. */
+  #timeline: Timeline | undefined;
+  #state: PeerConnectionState;
   #since: number;
   #timer: Timer | undefined;
   #timerAt: Millis | undefined;
   #ice: IceSession | undefined;
   /** Local candidates of the open ICE agent; sent in OFFER and ANSWER, later ones as CANDIDATE. */
-  #candidates: string[] = [];
+  #candidates: string[] = NO_CANDIDATES;
   /** How many of them the remote was told; undefined before the first OFFER or ANSWER of the ICE agent's life. */
   #told: number | undefined;
   #remoteIsPerch = false;
@@ -151,7 +156,6 @@ export class PeerConnection {
     this.info = info;
     // Roles compare the base64 texts byte by byte (signal document, section 2.3).
     this.#controlling = deps.ownKey > info.key;
-    this.#timeline = new Timeline(deps.clock);
     this.#since = deps.clock.wall();
     this.#state = createPeerState(reason);
     deps.device.setPeer(info.key, { mode: "asleep", allowedIps: info.allowedIps });
@@ -169,7 +173,7 @@ export class PeerConnection {
 
   get reason(): string {
     if (this.#state.kind === "idle") return this.#state.reason;
-    return this.#timeline.entries().findLast((entry) => entry.event === "wake")?.detail ?? "";
+    return this.timeline.findLast((entry) => entry.event === "wake")?.detail ?? "";
   }
 
   /** Wall clock ms of the last change of `status`. */
@@ -183,7 +187,7 @@ export class PeerConnection {
   }
 
   get timeline(): readonly TimelineEntry[] {
-    return this.#timeline.entries();
+    return this.#timeline?.entries() ?? NO_ENTRIES;
   }
 
   get path(): PeerPath {
@@ -264,8 +268,13 @@ export class PeerConnection {
   }
 
   note(event: string, detail: string): void {
-    this.#timeline.note(event, detail);
+    this.#story.note(event, detail);
     this.#deps.changed(this);
+  }
+
+  get #story(): Timeline {
+    this.#timeline ??= new Timeline(this.#deps.clock);
+    return this.#timeline;
   }
 
   #context(): PeerContext {
@@ -325,7 +334,7 @@ export class PeerConnection {
         return this.#deps.signal.probe();
       case "note":
         this.#deps.log.debug("peer event", { peer: this.info.fqdn, event: effect.event, detail: effect.detail });
-        return this.#timeline.note(effect.event, effect.detail);
+        return this.#story.note(effect.event, effect.detail);
       default:
         return unreachable(effect);
     }
@@ -397,7 +406,7 @@ export class PeerConnection {
       ...(relay.home && { relay: relay.home }),
       ...(ice && { credentials: state.local.credentials, sessionId: state.local.id }),
     });
-    this.#timeline.note(`${type}-sent`, relay.home?.instanceUrl ?? "no relay");
+    this.#story.note(`${type}-sent`, relay.home?.instanceUrl ?? "no relay");
     const sent = this.#deps.signal.send(this.key, body);
     this.#told = this.#candidates.length;
     // A stock agent has no ICE agent to put candidates into before it read OFFER or ANSWER: only then send them (W2).

@@ -15,6 +15,7 @@ import {
   negotiate,
   pathError,
   prove,
+  regainSignal,
   restart,
   sleep,
   tick,
@@ -131,6 +132,8 @@ export type PeerEvent =
   | { readonly kind: "network-changed" }
   /** The remote went to sleep and we did not follow: it closed its ICE agent and gave its paths up. */
   | { readonly kind: "remote-idle" }
+  /** Our connection to signal is there again: what the remote said meanwhile is lost. */
+  | { readonly kind: "signal-back" }
   | { readonly kind: "tick" };
 
 export type PeerEffect =
@@ -161,8 +164,11 @@ export interface Step {
 }
 
 /** The state a peer has when it enters the network map. */
+/** The one state of all peers that were never awake. */
+const ASLEEP: IdleState = { kind: "idle", generation: 0, reason: "asleep" };
+
 export function createPeerState(reason: string): IdleState {
-  return { kind: "idle", generation: 0, reason };
+  return reason === ASLEEP.reason ? ASLEEP : { kind: "idle", generation: 0, reason };
 }
 
 /** Decides what follows from an event. Events that make no sense in a state leave it as it is. */
@@ -197,6 +203,8 @@ export function step(state: PeerConnectionState, event: PeerEvent, context: Peer
       return restart(state, "the local network changed", context);
     case "remote-idle":
       return restart(state, "the other side went idle, this one has reasons not to", context);
+    case "signal-back":
+      return regainSignal(state, context);
     case "tick":
       return tick(state, context);
     default:
@@ -238,6 +246,7 @@ function stepIdle(state: IdleState, event: PeerEvent, context: PeerContext): Ste
     case "path-error":
     case "network-changed":
     case "remote-idle":
+    case "signal-back":
     case "tick":
       return { state, effects: [] };
     default:

@@ -55,8 +55,10 @@ export interface RelayClientCounters {
   readonly unknownSender: number;
 }
 
-interface KnownPeer {
-  readonly key: PublicKey;
+/** Peers whose headers are kept. */
+const USED_MAX = 4096;
+
+interface UsedPeer {
   readonly id: PeerId;
   /** The first 38 bytes of a Transport to it. */
   readonly header: Buffer;
@@ -77,8 +79,9 @@ export class RelayClient implements AsyncDisposable {
   readonly #peerId: PeerId;
   readonly #home: HomeRelay;
   readonly #foreign: ForeignServers;
-  readonly #byKey = new Map<PublicKey, KnownPeer>();
-  readonly #byId = new Map<PeerId, KnownPeer>();
+  /** Registered peers. Most of them sleep: what sending needs is made for those that are sent to. */
+  readonly #registered = new Map<PeerId, PublicKey>();
+  readonly #used = new Map<PublicKey, UsedPeer>();
   readonly #homeInterest = new Set<PeerId>();
   readonly #presenceless = new PresencelessServers();
   #token: Uint8Array | undefined;
@@ -173,20 +176,16 @@ export class RelayClient implements AsyncDisposable {
 
   /** Lets datagrams of a peer in, from now on and over every relay. */
   registerPeer(key: PublicKey): void {
-    if (this.#byKey.has(key)) return;
-    const id = PeerId.of(key);
-    const peer = { key, id, header: encodeTransportHeader(id) };
-    this.#byKey.set(key, peer);
-    this.#byId.set(id, peer);
+    this.#registered.set(PeerId.of(key), key);
   }
 
   unregisterPeer(key: PublicKey): void {
-    const peer = this.#byKey.get(key);
-    if (!peer) return;
+    const id = PeerId.of(key);
+    if (!this.#registered.has(id)) return;
     this.unsubscribe([key]);
     this.#foreign.releaseAll(key);
-    this.#byKey.delete(key);
-    this.#byId.delete(peer.id);
+    this.#registered.delete(id);
+    this.#used.delete(key);
   }
 
   /**
@@ -194,7 +193,7 @@ export class RelayClient implements AsyncDisposable {
    * that is being dialled it waits, bounded in bytes and age. The datagram is copied. False when it was dropped.
    */
   send(key: PublicKey, datagram: Uint8Array, server?: string): boolean {
-    const peer = this.#byKey.get(key);
+    const peer = this.#use(key);
     const isHome = server === undefined || server === this.#home.connection?.instanceUrl;
     const way = isHome ? this.#home : this.#foreign.use(server, this.#clock.now());
     if (!peer || !way?.send(peer.header, datagram)) {
@@ -298,13 +297,25 @@ export class RelayClient implements AsyncDisposable {
   }
 
   #deliver(from: PeerId, payload: Uint8Array, server: string): void {
-    const peer = this.#byId.get(from);
-    if (!peer) {
+    const key = this.#registered.get(from);
+    if (key === undefined) {
       this.#counters.unknownSender++;
       return;
     }
     this.#counters.received++;
-    this.events.emit("datagram", { from: peer.key, datagram: payload, server });
+    this.events.emit("datagram", { from: key, datagram: payload, server });
+  }
+
+  /** Undefined when the peer is not registered. */
+  #use(key: PublicKey): UsedPeer | undefined {
+    const used = this.#used.get(key);
+    if (used) return used;
+    const id = PeerId.of(key);
+    if (!this.#registered.has(id)) return undefined;
+    if (this.#used.size >= USED_MAX) this.#used.clear();
+    const peer = { id, header: encodeTransportHeader(id) };
+    this.#used.set(key, peer);
+    return peer;
   }
 
   #subscribe(connection: RelayConnection, server: string, ids: readonly PeerId[]): void {
@@ -319,13 +330,13 @@ export class RelayClient implements AsyncDisposable {
     // Online is told once per subscription.
     if (!online) this.#subscribe(connection, server, wanted);
     for (const id of wanted) {
-      const peer = this.#byId.get(id);
-      if (peer) this.events.emit("presence", { peer: peer.key, online, server });
+      const peer = this.#registered.get(id);
+      if (peer !== undefined) this.events.emit("presence", { peer, online, server });
     }
   }
 
   #idsOf(keys: readonly PublicKey[]): PeerId[] {
-    return keys.flatMap((key) => this.#byKey.get(key)?.id ?? []);
+    return keys.map(PeerId.of).filter((id) => this.#registered.has(id));
   }
 }
 

@@ -19,8 +19,8 @@ export class AllowedIps {
   #used = 0;
   #free = -1;
   #count = 0;
-  /** First entry of a peer's chain. */
-  readonly #first = new Map<number, number>();
+  /** First entry of a peer's chain by slot, + 1; 0: none. */
+  #first = new Int32Array(INITIAL_ENTRIES);
   /** Open addressing: entry + 1, 0 empty. At most half full. */
   #table = new Int32Array(2 * INITIAL_ENTRIES);
   readonly #lengthUse: Uint32Array;
@@ -124,9 +124,9 @@ export class AllowedIps {
   /** Removes all prefixes of a peer. */
   removePeer(slot: number): void {
     for (;;) {
-      const entry = this.#first.get(slot);
-      if (entry === undefined) return;
-      this.#removeEntry(entry);
+      const first = this.#first[slot] ?? 0;
+      if (first === 0) return;
+      this.#removeEntry(first - 1);
     }
   }
 
@@ -215,11 +215,12 @@ export class AllowedIps {
   }
 
   #chain(entry: number, slot: number): void {
-    const first = this.#first.get(slot) ?? -1;
+    if (slot >= this.#first.length) this.#first = grown(this.#first, new Int32Array(2 * Math.max(slot, 1)));
+    const first = this.#first[slot]! - 1;
     this.#next[entry] = first;
     this.#previous[entry] = -1;
     if (first >= 0) this.#previous[first] = entry;
-    this.#first.set(slot, entry);
+    this.#first[slot] = entry + 1;
   }
 
   #unchain(entry: number): void {
@@ -227,8 +228,7 @@ export class AllowedIps {
     const previous = this.#previous[entry]!;
     if (next >= 0) this.#previous[next] = previous;
     if (previous >= 0) this.#next[previous] = next;
-    else if (next >= 0) this.#first.set(this.#slot[entry]!, next);
-    else this.#first.delete(this.#slot[entry]!);
+    else this.#first[this.#slot[entry]!] = next + 1;
   }
 
   #listLengths(): void {
