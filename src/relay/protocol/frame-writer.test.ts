@@ -49,12 +49,12 @@ function parseFrames(bytes: Buffer): Buffer[] {
     assert.equal(bytes[at], 0x82);
     const masked = (bytes[at + 1]! & 0x80) !== 0;
     let length = bytes[at + 1]! & 0x7f;
+    assert.notEqual(length, 127);
     at += 2;
     if (length === 126) {
       length = bytes.readUInt16BE(at);
       at += 2;
     }
-    assert.notEqual(length, 127);
     const mask = masked ? bytes.subarray(at, at + 4) : undefined;
     if (mask) at += 4;
     const payload = Buffer.from(bytes.subarray(at, at + length));

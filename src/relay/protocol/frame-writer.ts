@@ -37,6 +37,8 @@ export interface FrameWriterDeps {
   readonly clock: Clock;
   /** Runs a flush soon, at the latest at the end of this turn of the event loop. */
   readonly schedule: (flush: () => void) => void;
+  /** Gets each message back once it is copied into a frame, to use its memory again. */
+  readonly written?: (message: Uint8Array) => void;
   /** Called once when the other side takes nothing any more. */
   readonly stalled: () => void;
 }
@@ -189,6 +191,7 @@ export class FrameWriter {
         batch.set(message, at);
         at += length;
       }
+      this.#deps.written?.(message);
     }
     return at;
   }
@@ -231,16 +234,18 @@ function writeMasked(batch: Buffer, at: number, message: Uint8Array): number {
   batch[at + 2] = c;
   batch[at + 3] = d;
   const to = at + 4;
-  const { length } = message;
-  let i = 0;
-  for (; i + 3 < length; i += 4) {
-    batch[to + i] = message[i]! ^ a;
-    batch[to + i + 1] = message[i + 1]! ^ b;
-    batch[to + i + 2] = message[i + 2]! ^ c;
-    batch[to + i + 3] = message[i + 3]! ^ d;
-  }
-  if (i < length) batch[to + i] = message[i]! ^ a;
-  if (i + 1 < length) batch[to + i + 1] = message[i + 1]! ^ b;
-  if (i + 2 < length) batch[to + i + 2] = message[i + 2]! ^ c;
-  return 4 + length;
+  const end = to + message.length;
+  batch.set(message, to);
+  const key = [a, b, c, d] as const;
+  // In words of the batch's own alignment, with the key turned to where each word begins.
+  const aligned = to + (-(batch.byteOffset + to) & 3);
+  const wordsFrom = aligned <= end ? aligned : to;
+  for (let i = to; i < wordsFrom; i++) batch[i]! ^= key[(i - to) & 3]!;
+  const wordCount = aligned <= end ? (end - wordsFrom) >> 2 : 0;
+  const words = new Int32Array(batch.buffer, wordCount > 0 ? batch.byteOffset + wordsFrom : 0, wordCount);
+  const turn = (wordsFrom - to) & 3;
+  const word = key[turn]! | (key[(turn + 1) & 3]! << 8) | (key[(turn + 2) & 3]! << 16) | (key[(turn + 3) & 3]! << 24);
+  for (let i = 0; i < wordCount; i++) words[i]! ^= word;
+  for (let i = wordsFrom + 4 * wordCount; i < end; i++) batch[i]! ^= key[(i - to) & 3]!;
+  return 4 + message.length;
 }

@@ -69,7 +69,10 @@ export interface SessionKeys {
   readonly createdAt?: Millis;
 }
 
-/** Facts from the worker. Buffers belong to the listener, but for `relayOut`. Events of one kind come in order; different kinds may overtake. */
+/**
+ * Facts from the worker. Buffers belong to the listener, but for `relayOut`. Events of one kind come in order; different
+ * kinds may overtake.
+ */
 export interface DataPlaneEvents {
   /**
    * Once per sleep of a peer: the first inner packet towards it was staged, or authenticated data came on an old session.
@@ -226,7 +229,7 @@ export class DataPlane implements AsyncDisposable {
       limits: { ...PROTOCOL_LIMITS, ...options.limits },
       mac1Key: options.mac1Key,
     };
-    const worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData: start, name: "perch-data" });
+    const worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData: start, name: "perch-data", resourceLimits: { maxYoungGenerationSizeMb: 8 } });
     const exited = new Promise<void>((done) => worker.once("exit", () => done()));
     const features = await new Promise<readonly string[]>((resolve, reject) => {
       worker.on("message", (message: WorkerMessage | number) => {

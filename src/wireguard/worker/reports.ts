@@ -19,6 +19,27 @@ export function emitReports(ring: Ring, events: Emitter<DataPlaneEvents>, limit:
   return true;
 }
 
+/**
+ * The same for the ring of relayed datagrams, without a copy: the listener's view ends when it returns. Copies, each with
+ * memory of its own, made the garbage collector take a fifth of all time.
+ */
+export function emitRelayed(ring: Ring, events: Emitter<DataPlaneEvents>, limit: number): boolean {
+  const { bytes, view } = ring;
+  for (let count = 0; count < limit; count++) {
+    const at = ring.next();
+    if (at < 0) return false;
+    const from = at + RecordField.payload;
+    const slot = view.getUint32(at + RecordField.slot, true);
+    const datagram = bytes.subarray(from, from + view.getUint32(at + RecordField.payloadBytes, true));
+    try {
+      events.emit("relayOut", { slot, datagram });
+    } finally {
+      ring.release();
+    }
+  }
+  return true;
+}
+
 function parseReport(ring: Ring, at: number, events: Emitter<DataPlaneEvents>): () => void {
   const { bytes, view } = ring;
   const report = bytes[at + RecordField.opcode] as Report;
@@ -67,10 +88,9 @@ function parseReport(ring: Ring, at: number, events: Emitter<DataPlaneEvents>): 
       const receivedAt = view.getFloat64(at + RecordField.time, true);
       return () => events.emit("stun", { datagram, from, to, receivedAt });
     }
-    case Report.relayOut: {
-      const datagram = payload();
-      return () => events.emit("relayOut", { slot, datagram });
-    }
+    case Report.relayOut:
+      // They have a ring of their own, which emitRelayed reads.
+      return () => {};
     case Report.needHandshake: {
       const reason = HANDSHAKE_REASONS[argument]!;
       return () => events.emit("needHandshake", { slot, reason });
