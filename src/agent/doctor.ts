@@ -2,6 +2,8 @@ import { release } from "node:os";
 import { maskPrefix, type Prefix } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
 import type { Clock } from "#base/time.ts";
+import { isPrivate } from "#ice/mapping.ts";
+import type { PairSnapshot } from "#ice/pair.ts";
 import type { AgentSettings, AgentStatus, PeerStatus } from "./control.ts";
 import { interfaceAddresses } from "./engine/engine.ts";
 import { AgentError } from "./errors.ts";
@@ -91,6 +93,7 @@ function pairFacts(clock: Clock, session: Session, peer: PeerStatus, attempt: Di
     there: {
       agent: remote === undefined ? "unheard" : remote.perch ? "perch" : "stock",
       ice: remote?.ice ?? false,
+      named: addressesNamed(pairs),
       mapping: remote?.nat?.mapping ?? "unknown",
       udp: remote?.nat?.udp ?? "unknown",
     },
@@ -114,6 +117,13 @@ function pairFacts(clock: Clock, session: Session, peer: PeerStatus, attempt: Di
       replayed: counters.get("drop-handshake-replay") ?? 0,
     },
   };
+}
+
+/** What the remote's own candidates say of where it is. */
+function addressesNamed(pairs: readonly PairSnapshot[]): PairFacts["there"]["named"] {
+  const named = pairs.filter(({ remote }) => remote.type !== "prflx").map(({ remote }) => remote.endpoint.address);
+  if (named.length === 0) return "none";
+  return named.every(isPrivate) ? "private" : "public";
 }
 
 /** The first label of its name, as people type it. */

@@ -101,7 +101,7 @@ function familyOf({ address }: Endpoint): 4 | 6 {
 }
 
 /** RFC 1918, RFC 6598 (a provider's NAT), link-local, loopback, and fc00::/7. */
-function isPrivate(address: IpAddress): boolean {
+export function isPrivate(address: IpAddress): boolean {
   const [a = 0, b = 0] = ipToBytes(address);
   if (isV6(address)) return (a & 0xfe) === 0xfc || (a === 0xfe && (b & 0xc0) === 0x80);
   if (a === 10 || a === 127) return true;

@@ -14,7 +14,7 @@ const RELAYED: PairFacts = {
   port: 51820,
   directAllowed: true,
   here: { udp: "works", mapping: "unknown" },
-  there: { agent: "perch", ice: true, udp: "works", mapping: "unknown" },
+  there: { agent: "perch", ice: true, named: "public", udp: "works", mapping: "unknown" },
   stunServers: 1,
   signal: { connected: true, delivered: true },
   relay: { configured: 1, usable: true, server: "rel://hub:33073" },
@@ -33,7 +33,7 @@ const PUBLIC = { udp: "works", mapping: "none" } as const;
 const SILENT = { udp: "silent", mapping: "unknown" } as const;
 const STOCK = { ...RELAYED.there, agent: "stock", udp: "unknown", mapping: "unknown" } as const;
 const there = (side: Partial<PairFacts["there"]>): PairFacts["there"] => ({ ...RELAYED.there, ...side });
-const UNHEARD = there({ agent: "unheard", ice: false, udp: "unknown" });
+const UNHEARD = there({ agent: "unheard", ice: false, named: "none", udp: "unknown" });
 
 const TABLE: readonly (readonly [
   title: string,
@@ -110,6 +110,7 @@ const TABLE: readonly (readonly [
     "likely",
     /does not answer our offers/,
   ],
+  ["no proof yet after a few seconds", { ...CONNECTING, awakeFor: 8000 }, "connecting", "certain", /a moment ago/],
   [
     "pre-shared keys differ",
     { ...CONNECTING, handshake: { ...RELAYED.handshake, last: 0, unopened: 3 } },
@@ -183,6 +184,20 @@ const TABLE: readonly (readonly [
     "udp-blocked-there",
     "certain",
     /network of birch lets no UDP/,
+  ],
+  [
+    "a peer that was not answered by STUN yet",
+    { ...RELAYED, there: there({ udp: "unknown", named: "private" }) },
+    "udp-blocked-there",
+    "likely",
+    /only addresses of its own local network/,
+  ],
+  [
+    "a stock peer that was answered by no STUN server",
+    { ...RELAYED, here: CONE, there: { ...STOCK, named: "private" } },
+    "udp-blocked-there",
+    "one-sided",
+    /only addresses of its own local network/,
   ],
   [
     "no candidate of the peer",
@@ -302,7 +317,7 @@ test("whatever the facts, there is a diagnosis", () => {
                   ...RELAYED,
                   state,
                   here,
-                  there: { ...side, agent, ice: agent !== "unheard" },
+                  there: { ...side, agent, ice: agent !== "unheard", named: received ? "private" : "public" },
                   checks: { outcome: pairs ? "failed" : "none", pairs, answered, received },
                 };
                 const { verdict, cause } = diagnosePair(facts);

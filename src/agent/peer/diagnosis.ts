@@ -66,6 +66,8 @@ export interface RemoteFacts extends SideFacts {
   readonly agent: "unheard" | "stock" | "perch";
   /** It offers direct ways. */
   readonly ice: boolean;
+  /** The addresses it named: none beyond private networks means that no STUN server told it more. */
+  readonly named: "none" | "private" | "public";
 }
 
 export const VERDICTS = [
@@ -117,8 +119,9 @@ export interface Diagnosis {
 const ENDED: ReadonlySet<PairFacts["checks"]["outcome"]> = new Set(["failed", "none"]);
 /** The first candidates of a peer may take this long. */
 const SEARCH_PATIENCE: Millis = 10_000;
-/** A wake may take this long before anybody asks why. */
+/** A wake may take this long before anybody asks why; longer while messages come back and only the proof is missing. */
 const WAKE_PATIENCE: Millis = 3_000;
+const PROOF_PATIENCE: Millis = 10_000;
 
 /** Finds the cause of the state a pair is in, and what would help. Pure. */
 export function diagnosePair(facts: PairFacts): Diagnosis {
@@ -149,13 +152,12 @@ export function diagnosePair(facts: PairFacts): Diagnosis {
 /** Why there is no proof yet. */
 function whyUnconnected(facts: PairFacts): Diagnosis {
   const { name, signal, there, relay, checks, handshake } = facts;
-  if (facts.awakeFor < WAKE_PATIENCE) {
-    return conclude(
-      "connecting",
-      `${name} was woken a moment ago and is being connected.`,
-      "Ask again in a few seconds.",
-    );
-  }
+  const connecting = conclude(
+    "connecting",
+    `${name} was woken a moment ago and is being connected.`,
+    "Ask again in a few seconds.",
+  );
+  if (facts.awakeFor < WAKE_PATIENCE) return connecting;
   const heard = there.agent !== "unheard";
   if (!signal.connected && checks.answered === 0) {
     return conclude(
@@ -198,6 +200,7 @@ function whyUnconnected(facts: PairFacts): Diagnosis {
       direct.certainty,
     );
   }
+  if (facts.awakeFor < PROOF_PATIENCE) return connecting;
   const way =
     checks.answered > 0 ? "The direct way works, its checks are answered" : "Messages and the relay get through";
   if (handshake.unopened > 0) {
@@ -259,6 +262,14 @@ function whyRelayed(facts: PairFacts): Diagnosis {
       "no-stun",
       "The network names no STUN server, so neither side knows the address that its NAT gives it.",
       "Let the management server name one; perch server brings its own.",
+    );
+  }
+  if (there.udp === "unknown" && there.named === "private") {
+    return conclude(
+      "udp-blocked-there",
+      `${name} named only addresses of its own local network: no STUN server answers it, most likely because UDP does not get through there.`,
+      `Allow outgoing UDP in the network of ${name}; until then the relay carries everything.`,
+      there.agent === "perch" ? "likely" : "one-sided",
     );
   }
   if (checks.pairs === 0) {
