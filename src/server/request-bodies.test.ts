@@ -3,13 +3,14 @@ import { once } from "node:events";
 import { type ClientHttp2Session, type ClientHttp2Stream, connect, constants } from "node:http2";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { create, toBinary } from "@bufbuild/protobuf";
 import { parseIp } from "#base/ip.ts";
+import { PrivateKey } from "#base/keys.ts";
 import { silentLogger } from "#base/log.ts";
 import { type Clock, ManualClock, systemClock } from "#base/time.ts";
-import { EncryptedMessageSchema } from "#gen/signal_pb.ts";
 import { encodeGrpcFrame } from "#signal/protocol/grpc-wire.ts";
-import { DUMMY_RECIPIENT, SIGNAL_SEND_PATH, SIGNAL_STREAM_PATH } from "#signal/protocol/signal-service.ts";
+import { createCandidateBody } from "#signal/protocol/offer.ts";
+import { sealMessage } from "#signal/protocol/sealed-message.ts";
+import { SIGNAL_SEND_PATH, SIGNAL_STREAM_PATH } from "#signal/protocol/signal-service.ts";
 import { createSignalServer } from "#signal/server/signal-server.ts";
 import { createFront, type FrontLimits } from "./front.ts";
 
@@ -72,12 +73,8 @@ async function send(session: ClientHttp2Session, bytes: number): Promise<string 
   call.on("trailers", (trailers) => {
     status = trailers["grpc-status"] as string;
   });
-  const message = create(EncryptedMessageSchema, {
-    key: "a",
-    remoteKey: DUMMY_RECIPIENT,
-    body: new Uint8Array(bytes),
-  });
-  call.end(encodeGrpcFrame(toBinary(EncryptedMessageSchema, message)));
+  const body = createCandidateBody("x".repeat(bytes));
+  call.end(encodeGrpcFrame(sealMessage(body, PrivateKey.generate().publicKey, PrivateKey.generate())));
   call.resume();
   await once(call, "close");
   return status;
