@@ -57,7 +57,7 @@ export class CommandApplier {
       count++;
     }
     this.#deps.receiver.endInjected();
-    if (count > 0 && ring.takeSpaceWish()) this.#deps.reporter.wakeMain();
+    if (ring.takeSpaceWish()) this.#deps.reporter.wakeMain();
     return count === limit;
   }
 

@@ -58,6 +58,16 @@ test("the consumer is to be woken once, and does not sleep over a record", () =>
   assert.equal(consumer.sleepUnlessFilled(), false);
 });
 
+test("the consumer does not sleep over a wish for space that came when the ring was empty", () => {
+  const producer = Ring.create(1024);
+  const consumer = new Ring(producer.buffer);
+  producer.wantSpace();
+  assert.equal(producer.consumerSleeps(), false, "nobody to wake");
+  assert.equal(consumer.sleepUnlessFilled(), false);
+  assert.ok(consumer.takeSpaceWish());
+  assert.ok(consumer.sleepUnlessFilled());
+});
+
 test("a wish for space is seen once", () => {
   const producer = Ring.create(1024);
   const consumer = new Ring(producer.buffer);

@@ -131,10 +131,12 @@ export class Ring {
     Atomics.store(this.#words, SLEEPING, 0);
   }
 
-  /** Announces sleep; false (and awake again) when a record came in the meantime. */
+  /** Announces sleep; false (and awake again) when a record or a wish for space came in the meantime. */
   sleepUnlessFilled(): boolean {
     Atomics.store(this.#words, SLEEPING, 1);
-    if (Atomics.load(this.#words, HEAD) === this.#words[TAIL]!) return true;
+    const isEmpty = Atomics.load(this.#words, HEAD) === this.#words[TAIL]!;
+    // Who wishes for space that is there already would wait for a word that nobody says.
+    if (isEmpty && Atomics.load(this.#words, WANTS_SPACE) === 0) return true;
     Atomics.store(this.#words, SLEEPING, 0);
     return false;
   }
