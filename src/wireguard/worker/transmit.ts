@@ -77,6 +77,11 @@ export class Transmitter {
     this.#packet = deps.arena.take(64 + TUN_PACKET_BYTES + 64) + 64;
   }
 
+  /** Staged packets stopped at a full socket: they go on with the next turn that finds room. */
+  get hasWaiting(): boolean {
+    return this.#waiting.length > 0;
+  }
+
   /** Reads and sends one batch. False when there was nothing to read. */
   turn(): boolean {
     const { queue } = this.#deps;

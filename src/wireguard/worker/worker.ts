@@ -145,7 +145,7 @@ function run(): string | undefined {
     if (ready(pollfds) !== 0) c.read(start.eventFd, arena.base + eventBuffer, 8);
 
     more = applier.apply(COMMANDS_PER_TURN);
-    let tunLive = (ready(TUN) & POLLIN) !== 0 || blockedFamily !== 0;
+    let tunLive = (ready(TUN) & POLLIN) !== 0 || blockedFamily !== 0 || transmitter.hasWaiting;
     let v4Live = (ready(V4) & ~POLLOUT) !== 0;
     let v6Live = (ready(V6) & ~POLLOUT) !== 0;
     // A source that was ready is asked in every round: what it gets while the others are served must not wait for poll.
@@ -160,7 +160,8 @@ function run(): string | undefined {
       if (start.v6Fd < 0) v6Live = false;
     }
     if (timers.nextAt <= now) timers.run(now);
-    queue.flush();
+    // What was staged while the socket was full: nobody else says that it has room again when it has it before the poll.
+    if (queue.flush() && transmitter.hasWaiting) more = true;
     words[Counter.sessions] = sessions.size;
     words[Counter["filter-connections"]] = filter.connections;
     reporter.flush();
