@@ -131,6 +131,8 @@ const RELAY_RING_BYTES = 4 << 20;
 const DEFAULT_PEER_CAPACITY = 131_072;
 /** Handshake and STUN messages handled before other work of the main thread gets its turn. */
 const DATAGRAMS_PER_TURN = 64;
+/** The same for what is small and without a listener that works long. */
+const EVENTS_PER_TURN = 256;
 /**
  * Relayed datagrams taken before the relay's connection may write: less than it queues (256 KiB), for what it cannot queue
  * it drops.
@@ -229,7 +231,11 @@ export class DataPlane implements AsyncDisposable {
       limits: { ...PROTOCOL_LIMITS, ...options.limits },
       mac1Key: options.mac1Key,
     };
-    const worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData: start, name: "perch-data", resourceLimits: { maxYoungGenerationSizeMb: 8 } });
+    const worker = new Worker(new URL("./worker.ts", import.meta.url), {
+      workerData: start,
+      name: "perch-data",
+      resourceLimits: { maxYoungGenerationSizeMb: 8 },
+    });
     const exited = new Promise<void>((done) => worker.once("exit", () => done()));
     const features = await new Promise<readonly string[]>((resolve, reject) => {
       worker.on("message", (message: WorkerMessage | number) => {
@@ -479,9 +485,10 @@ export class DataPlane implements AsyncDisposable {
   #drain(): void {
     if (this.#gone) return;
     this.#commands.flush();
-    emitReports(this.#eventRing, this.events, Infinity);
+    const moreEvents = emitReports(this.#eventRing, this.events, EVENTS_PER_TURN);
     const moreRelayed = emitRelayed(this.#relayRing, this.events, RELAYED_PER_TURN);
-    const left = emitReports(this.#datagramRing, this.events, DATAGRAMS_PER_TURN) || moreRelayed;
+    const moreDatagrams = emitReports(this.#datagramRing, this.events, DATAGRAMS_PER_TURN);
+    const left = moreEvents || moreRelayed || moreDatagrams;
     // Each ring announces sleep by itself: one that got something in the meantime is looked at again.
     const asleep = [this.#eventRing, this.#relayRing, this.#datagramRing].map((ring) => ring.sleepUnlessFilled());
     if (left || asleep.includes(false)) setImmediate(() => this.#drain());
