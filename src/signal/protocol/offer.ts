@@ -10,6 +10,8 @@ import { type Body, Body_Type, BodySchema, type PerchNat, PerchNat_Mapping, Perc
 const UFRAG_LENGTH = 16;
 const PASSWORD_LENGTH = 32;
 const SESSION_ID_BYTES = 5;
+/** Longest ufrag and longest password, characters (RFC 8839, section 5.4). */
+const CREDENTIAL_MAX_LENGTH = 256;
 
 /** ICE short-term credentials of one side. */
 export interface IceCredentials {
@@ -91,10 +93,11 @@ export function formatCredentials(credentials: IceCredentials | undefined): stri
   return `${credentials?.ufrag ?? ""}:${credentials?.password ?? ""}`;
 }
 
-/** `malformed` unless there is exactly one colon; `none` when either half is empty. */
+/** `malformed` unless there is exactly one colon and no half is longer than ICE allows; `none` when either half is empty. */
 export function parseCredentials(payload: string): IceCredentials | "none" | "malformed" {
   const [ufrag, password, ...more] = payload.split(":");
   if (ufrag === undefined || password === undefined || more.length > 0) return "malformed";
+  if (ufrag.length > CREDENTIAL_MAX_LENGTH || password.length > CREDENTIAL_MAX_LENGTH) return "malformed";
   return ufrag && password ? { ufrag, password } : "none";
 }
 
@@ -118,7 +121,7 @@ export function createOfferBody(type: "offer" | "answer", offer: Offer): Body {
   });
 }
 
-/** Reads an OFFER or ANSWER; undefined when its payload has not exactly one colon. Unusable optional fields are left out. */
+/** Reads an OFFER or ANSWER; undefined when its payload holds no credentials. Unusable optional fields are left out. */
 export function parseOfferBody(body: Body): Offer | undefined {
   const credentials = parseCredentials(body.payload);
   if (credentials === "malformed") return undefined;

@@ -61,6 +61,9 @@ test("credentials need exactly one colon; an empty half means that the sender do
   assert.deepEqual(parseCredentials("a:b"), { ufrag: "a", password: "b" });
   for (const payload of [":", "a:", ":b"]) assert.equal(parseCredentials(payload), "none", payload);
   for (const payload of ["", "ab", "a:b:c", "::"]) assert.equal(parseCredentials(payload), "malformed", payload);
+  const longest = "x".repeat(256);
+  assert.deepEqual(parseCredentials(`${longest}:${longest}`), { ufrag: longest, password: longest });
+  for (const payload of [`x${longest}:b`, `a:x${longest}`]) assert.equal(parseCredentials(payload), "malformed");
   assert.equal(formatCredentials(undefined), ":");
   const { ufrag, password } = createCredentials();
   assert.match(ufrag, /^[a-zA-Z]{16}$/);
