@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { type Diagnosis, diagnosePair, type PairFacts, VERDICTS, type Verdict } from "./diagnosis.ts";
 
@@ -291,6 +292,16 @@ for (const [title, facts, verdict, certainty, cause] of TABLE) {
 
 test("every verdict is in the table", () => {
   assert.deepEqual([...new Set(TABLE.map(([, , verdict]) => verdict))].sort(), [...VERDICTS].sort());
+});
+
+test("docs/errors.md lists every verdict with its exit code, and no other", () => {
+  const document = readFileSync(new URL("../../../docs/errors.md", import.meta.url), "utf8");
+  const section = document.split("## What the doctor says")[1]!.split("\n## ")[0]!;
+  const rows = [...section.matchAll(/^\| ([a-z, -]+) \| ([01]) \|/gm)];
+  const listed = rows.flatMap(([, names = "", code]) => names.split(", ").map((name) => `${name} ${code}`));
+  const diagnoses = TABLE.map(([, facts]) => diagnosePair(facts));
+  const known = new Set(diagnoses.map(({ verdict, healthy }) => `${verdict} ${healthy ? 0 : 1}`));
+  assert.deepEqual(listed.sort(), [...known].sort());
 });
 
 test("cause and remedy are one sentence each, and what is not well has a remedy", () => {
