@@ -383,6 +383,15 @@ export function restart(state: AwakeState, reason: string, context: PeerContext)
   return chain(offered, (awake) => afterPathLoss({ ...awake, direct: undefined }, context));
 }
 
+/**
+ * A GO_IDLE may have been missed. ICE would notice on a direct path; on a relay nothing does but a handshake, which wakes the
+ * remote if it sleeps. A negotiation that nobody answered is tried again at once.
+ */
+export function regainSignal(state: AwakeState, context: PeerContext): Step {
+  if (state.proven === undefined) return state.offers > 1 ? offer({ ...state, offers: 0 }, context) : unchanged(state);
+  return state.direct?.kind === "ice" ? unchanged(state) : proveAgain(state, context);
+}
+
 export function tick(state: AwakeState, context: PeerContext): Step {
   let result: Step = { state, effects: [] };
   const { initiate: initiateAt, offer: offerAt, prove: proveAt } = state.deadlines;

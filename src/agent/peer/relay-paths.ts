@@ -33,6 +33,16 @@ export class RelayPaths {
     this.#client.ensureServer(relay.instanceUrl, relay.address, peer);
   }
 
+  /**
+   * A handshake of the peer came over this relay, so the peer is there, whatever was agreed: packets for it go there now.
+   * True when that is a change.
+   */
+  noteHandshake(peer: PublicKey, server: string): boolean {
+    if (server === this.serverOf(peer)) return false;
+    this.useServer(peer, { instanceUrl: server });
+    return true;
+  }
+
   isUp(peer: PublicKey): boolean {
     const foreign = this.#foreign.get(peer);
     return foreign === undefined ? this.#client.home.connected : this.#client.isConnected(foreign);

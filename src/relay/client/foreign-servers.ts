@@ -31,6 +31,7 @@ export interface ForeignServersEvents {
   dialled(connection: RelayConnection, server: string, interest: readonly PeerId[]): void;
   transport(from: PeerId, payload: Uint8Array, server: string): void;
   presence(peers: readonly PeerId[], online: boolean, connection: RelayConnection, server: string): void;
+  connected(server: string): void;
   lost(server: string): void;
 }
 
@@ -79,7 +80,7 @@ export class ForeignServers {
     if (!server) {
       server = {
         url,
-        backoff: new Backoff({ start: 500, factor: 2, ceiling: 30_000, jitter: 0.5 }),
+        backoff: new Backoff({ start: 500, factor: 2, ceiling: 2_000, jitter: 0.25 }),
         holders: new Set(),
         interest: new Set(),
         address,
@@ -193,6 +194,7 @@ export class ForeignServers {
         wasReady = true;
         server.backoff.reset();
         this.#deps.log.info("foreign relay connected", { server: server.url });
+        this.#events.connected(server.url);
       },
       transport: (from, payload) => {
         server.lastUsedAt = this.#deps.clock.now();

@@ -71,7 +71,8 @@ type State =
 export class HomeRelay {
   readonly #deps: HomeRelayDeps;
   readonly #events: HomeRelayEvents;
-  readonly #backoff = new Backoff({ start: 500, factor: 2, ceiling: 30_000, jitter: 0.5 });
+  /** Relayed peers must be back within 3 s of the relay: no pause is longer than 2.5 s. */
+  readonly #backoff = new Backoff({ start: 500, factor: 2, ceiling: 2_000, jitter: 0.25 });
   #servers: readonly string[] = [];
   #state: State = { kind: "off" };
   /** The latest home, as configured and as it names itself. */

@@ -32,6 +32,8 @@ export interface RelayClientEvents {
   readonly home: { readonly connected: boolean; readonly instanceUrl?: string; readonly error?: RelayError };
   /** A subscribed peer appeared at or left a relay; repeats are possible. */
   readonly presence: { readonly peer: PublicKey; readonly online: boolean; readonly server: string };
+  /** Another agent's home relay is there: datagrams to it leave at once. */
+  readonly foreign: { readonly server: string };
   /** The connection to a relay, home or foreign, is gone: its datagrams take no way now. */
   readonly lost: { readonly server: string };
 }
@@ -123,6 +125,7 @@ export class RelayClient implements AsyncDisposable {
         dialled: (connection, server, interest) => this.#subscribe(connection, server, interest),
         transport: (from, payload, server) => this.#deliver(from, payload, server),
         presence: (peers, online, connection, server) => this.#notePresence(peers, online, connection, server),
+        connected: (server) => this.events.emit("foreign", { server }),
         lost: (server) => {
           this.#presenceless.noteLost(server, this.#clock.now());
           this.events.emit("lost", { server });
