@@ -136,11 +136,10 @@ class RandomLife {
     world.trace?.(`---- ${dice.toFixed(3)} ${a.name} ${b.name} ${brief} ms`);
     if (dice < 0.66) return this.#watch.disturb(() => a.nat.rebind());
     if (dice < 0.7) {
-      // A lost GO_IDLE is a moment in which signal does not work.
       let left = 1;
-      world.signal.swallow = (_from, _to, body) => {
+      world.signal.swallow = (from, to, body) => {
         const hit = body.type === Body_Type.GO_IDLE && left-- > 0;
-        if (hit) this.#watch.disturb(() => {});
+        if (hit) world.time.after(0, () => this.#watch.noteLostIdle(from, to));
         return hit;
       };
       return;
@@ -245,8 +244,13 @@ class RandomLife {
   async #rest(check: () => void): Promise<void> {
     const { world } = this;
     world.trace?.("==== rest");
-    await world.advance(1_200_000, check);
-    this.#watch.assertAtRest();
+    await world.advance(60_000, check);
+    // Who stays awake for good has nothing new to show in the rest of the time.
+    const isAsleep = world.machines.every(({ agent }) =>
+      [...agent!.engine.connections.peers].every((peer) => !peer.awake),
+    );
+    if (isAsleep) await world.advance(1_140_000, check);
+    this.#watch.assertAtRest(isAsleep);
   }
 }
 

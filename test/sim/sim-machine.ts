@@ -180,7 +180,8 @@ export class SimMachine implements StreamHost {
     const { agent } = this;
     if (!agent) return;
     this.agent = undefined;
-    this.#wallOffset = agent.clock.wallOffset;
+    // WireGuard refuses who comes back with an earlier clock (paper, section 5.1); that is not what is tried here.
+    this.#wallOffset = agent.clock.wallOffsetMax;
     agent.clock.stop();
     void agent.plane.close();
     void agent.signal.close();

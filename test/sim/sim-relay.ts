@@ -314,6 +314,7 @@ export class SimRelayClient {
         dialled: () => {},
         transport: (from, payload, server) => this.#deliver(from, payload, server),
         presence: () => {},
+        connected: (server) => this.events.emit("foreign", { server }),
         lost: (server) => this.events.emit("lost", { server }),
       },
     );

@@ -130,6 +130,7 @@ export class MachineClock implements Clock {
   /** Times of timers that fired: rounding must not put the clock before them. */
   #reached: Millis = 0;
   #wallOffset: number;
+  #wallOffsetMax: number;
   #stopped = false;
   readonly #timers = new Set<MachineTimer>();
 
@@ -137,6 +138,7 @@ export class MachineClock implements Clock {
     this.#time = time;
     this.#behind = time.now() - STARTED_AT;
     this.#wallOffset = wallOffset;
+    this.#wallOffsetMax = wallOffset;
   }
 
   now(): Millis {
@@ -154,10 +156,12 @@ export class MachineClock implements Clock {
 
   stepWall(by: number): void {
     this.#wallOffset += by;
+    this.#wallOffsetMax = Math.max(this.#wallOffsetMax, this.#wallOffset);
   }
 
-  get wallOffset(): number {
-    return this.#wallOffset;
+  /** The furthest ahead of the world that the wall clock was. */
+  get wallOffsetMax(): number {
+    return this.#wallOffsetMax;
   }
 
   get suspended(): boolean {
