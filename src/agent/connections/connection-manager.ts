@@ -15,6 +15,8 @@ import { type WakePriority, WakeQueue } from "./wake-queue.ts";
 const IDLE_CROSSING: Millis = 2_000;
 /** Packets that wait for a session are given up after this long; until then their peer does not sleep by itself. */
 const WAITING_PATIENCE: Millis = 90_000;
+/** How often such a peer is looked at. */
+const WAITING_LOOK: Millis = 5_000;
 /** After our GO_IDLE a peer that is back within this time keeps the connection alive itself (signal document, W6). */
 const BOUNCE_WINDOW: Millis = 60_000;
 /** How long the end waits for its last messages. */
@@ -370,7 +372,8 @@ export class ConnectionManager {
       this.#lastActivity(member.connection),
       ...this.#groupMates(key).map((mate) => this.#lastActivity(mate)),
     );
-    if (last + idleFor > now) return last + idleFor;
+    // What waits may leave at any moment; then the threshold counts.
+    if (last + idleFor > now) return waiting ? Math.min(last + idleFor, now + WAITING_LOOK) : last + idleFor;
     this.#putToSleep(member, `no traffic for ${describeDuration(now - last)}`, true);
     return undefined;
   }

@@ -169,7 +169,7 @@ function takeRemote(state: AwakeState, remote: RemoteSession): Step {
   effects.push({ kind: "open-ice", ice }, check);
   const followed: AwakeState = { ...next, ice, iceChecking: true };
   // The remote gave the direct path of the old life up; where a relay carries, nothing has to wait for the new one.
-  if (!state.relay || state.direct === undefined) return { state: followed, effects };
+  if (!state.relay || state.direct === undefined) return { state: unwatched(followed), effects };
   return chain({ state: { ...followed, direct: undefined }, effects }, (awake) => leavePath(awake));
 }
 
@@ -255,6 +255,9 @@ function proveAgain(state: AwakeState, context: PeerContext): Step {
 export function changeRelay(state: AwakeState, up: boolean, context: PeerContext): Step {
   if (state.relay === up) return unchanged(state);
   const next: AwakeState = { ...state, relay: up };
+  if (up && state.direct?.kind === "learned") {
+    return leaveDirect(next, { kind: "note", event: "direct-lost", detail: "the relay is back" }, context);
+  }
   if (state.direct) return { state: next, effects: [] };
   const moved: Step = {
     state: { ...next, proven: up ? state.proven : undefined, initiations: 0 },
@@ -337,6 +340,11 @@ export function hearElsewhere(state: AwakeState, source: PacketSource, context: 
     const heardFrom = source.kind === "udp" ? source.endpoint : undefined;
     return { state, effects: [{ kind: "suspect-ice", heardFrom }] };
   }
+  const isProvenNow = state.proven !== undefined && context.now - state.proven < PROOF_FRESH;
+  if (source.kind === "relay" && state.direct && state.relay && !isProvenNow) {
+    // The remote sends by the relay, and nobody watches our direct path: it may have been given up there.
+    return leaveDirect(state, { kind: "note", event: "direct-lost", detail: "heard over the relay" }, context);
+  }
   // It came, but whether ours would get there nobody knows: the relay is better, if there is one.
   return state.relay ? unchanged(state) : learnDirect(state, source, context);
 }
@@ -355,6 +363,11 @@ export function hearNothing(state: AwakeState, context: PeerContext): Step {
   // Nobody watches a learned path: without answers the relay is safer.
   const noted: PeerEffect = { kind: "note", event: "direct-lost", detail: "no answer to data" };
   return append(leaveDirect(state, noted, context), [probe]);
+}
+
+/** The ICE agent that watched the direct path is gone: it is worth no more than a learned one. */
+function unwatched(state: AwakeState): AwakeState {
+  return state.direct ? { ...state, direct: { ...state.direct, kind: "learned" } } : state;
 }
 
 function leaveDirect(state: AwakeState, why: PeerEffect, context: PeerContext): Step {
@@ -379,7 +392,7 @@ export function restart(state: AwakeState, reason: string, context: PeerContext)
   };
   const offered = chain(restarted, (awake) => offer(awake, context));
   // Nobody watches the direct path of the old life, and it probably went with the old network.
-  if (!state.relay || state.direct === undefined) return offered;
+  if (!state.relay || state.direct === undefined) return chain(offered, (awake) => unchanged(unwatched(awake)));
   return chain(offered, (awake) => afterPathLoss({ ...awake, direct: undefined }, context));
 }
 
