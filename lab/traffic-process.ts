@@ -1,6 +1,6 @@
 import { createSocket, type Socket } from "node:dgram";
 import { connect, createServer, isIPv6 } from "node:net";
-import type { TrafficCommand, TrafficReply, TrafficResult } from "./traffic.ts";
+import { type FlowCommand, labNow, type TrafficCommand, type TrafficReply, type TrafficResult } from "./traffic.ts";
 
 /*
  * Runs in a host of the lab: answers whatever arrives (UDP and TCP echo) and makes traffic on command. A datagram holds
@@ -25,7 +25,8 @@ createServer((socket) => {
   socket.pipe(socket);
 }).listen(Number(process.argv[2]), "::", () => reply({ id: 0, result: {} as TrafficResult }));
 
-process.on("message", (command: TrafficCommand) => {
+process.on("message", (command: TrafficCommand | FlowCommand) => {
+  if (command.protocol === "flow") return steerFlow(command);
   run(command).then(
     (result) => reply({ id: command.id, result }),
     (error: Error) => reply({ id: command.id, error: error.message }),
@@ -97,6 +98,46 @@ function sendDatagrams(command: TrafficCommand): Promise<TrafficResult> {
       };
       tick();
     }
+  });
+}
+
+const flows = new Map<number, () => void>();
+
+/** Starts a flow, or ends one. Late timers are made up for, so that the number of datagrams tells the time. */
+function steerFlow({ id, to, port, bytes = 0, intervalMs = 10, settleMs = 0 }: FlowCommand): void {
+  if (to === undefined) return flows.get(id)?.();
+  const runNumber = nextRun++;
+  const sentAt: number[] = [];
+  const echoedAt: number[] = [];
+  const copies: number[] = [];
+  const socket = createSocket(isIPv6(to) ? "udp6" : "udp4");
+  // An address that goes away while the flow runs is part of what is looked at: those datagrams are lost.
+  socket.on("error", () => {});
+  socket.on("message", (data) => {
+    if (data.length < HEADER_BYTES || data.readUInt32LE(0) !== runNumber) return;
+    const number = data.readUInt32LE(4);
+    if (number >= copies.length) return;
+    if (copies[number]!++ === 0) echoedAt[number] = labNow();
+  });
+  const start = labNow();
+  const timer = setInterval(() => {
+    while (start + sentAt.length * intervalMs <= labNow()) {
+      const data = Buffer.alloc(Math.max(HEADER_BYTES, bytes));
+      data.writeUInt32LE(runNumber, 0);
+      data.writeUInt32LE(sentAt.length, 4);
+      sentAt.push(labNow());
+      echoedAt.push(0);
+      copies.push(0);
+      socket.send(data, port!, to, () => {});
+    }
+  }, intervalMs);
+  flows.set(id, () => {
+    clearInterval(timer);
+    flows.delete(id);
+    setTimeout(() => {
+      socket.close();
+      reply({ id, flow: { sentAt, echoedAt, copies } });
+    }, settleMs);
   });
 }
 

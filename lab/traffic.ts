@@ -25,6 +25,17 @@ export interface TrafficCommand extends Required<TrafficOptions> {
   readonly port: number;
 }
 
+/** Starts a flow, or ends it when `to` is absent; answered at its end. */
+export interface FlowCommand {
+  readonly id: number;
+  readonly protocol: "flow";
+  readonly to?: string;
+  readonly port?: number;
+  readonly bytes?: number;
+  readonly intervalMs?: Millis;
+  readonly settleMs?: Millis;
+}
+
 export interface TrafficResult {
   readonly sent: number;
   /** Different datagrams that came back. */
@@ -36,17 +47,37 @@ export interface TrafficResult {
   readonly lastMs: Millis;
 }
 
+/** What became of each datagram of a flow, by number. Times in ms of the machine's monotonic clock (`labNow`). */
+export interface FlowRecord {
+  readonly sentAt: readonly Millis[];
+  /** When its first echo came; 0 = never. */
+  readonly echoedAt: readonly Millis[];
+  readonly copies: readonly number[];
+}
+
 export interface TrafficReply {
   readonly id: number;
   readonly result?: TrafficResult;
+  readonly flow?: FlowRecord;
   readonly error?: string;
+}
+
+/** The clock of `FlowRecord`, the same in all processes of the machine. */
+export function labNow(): Millis {
+  return Number(process.hrtime.bigint()) / 1e6;
+}
+
+/** A flow under way. */
+export interface Flow {
+  /** Sends no more, waits for the echoes under way, and says what became of each datagram. */
+  stop(): Promise<FlowRecord>;
 }
 
 /** A process in a host that answers echo on ECHO_PORT and sends counted traffic on command. */
 export class Traffic implements AsyncDisposable {
   readonly #child: ChildProcess;
   readonly #host: string;
-  readonly #waiting = new Map<number, PromiseWithResolvers<TrafficResult>>();
+  readonly #waiting = new Map<number, PromiseWithResolvers<TrafficReply>>();
   #nextId = 1;
 
   private constructor(host: Host) {
@@ -57,7 +88,7 @@ export class Traffic implements AsyncDisposable {
     this.#child.on("message", (reply: TrafficReply) => {
       const waiting = this.#waiting.get(reply.id);
       this.#waiting.delete(reply.id);
-      if (reply.result) waiting?.resolve(reply.result);
+      if (reply.error === undefined) waiting?.resolve(reply);
       else waiting?.reject(new LabError("command-failed", `${this.#host}: ${reply.error}`));
     });
     this.#child.on("exit", () => {
@@ -85,6 +116,23 @@ export class Traffic implements AsyncDisposable {
     return this.#run("tcp", to, options);
   }
 
+  /** A steady flow of datagrams to an echo server and back until `stop` is called; datagrams of one flow have one 5-tuple. */
+  flow(
+    to: string,
+    options: { readonly bytes?: number; readonly intervalMs?: Millis; readonly settleMs?: Millis } = {},
+  ): Flow {
+    const id = this.#nextId++;
+    const { bytes = 64, intervalMs = 10, settleMs = 1000 } = options;
+    const answer = this.#answer(id);
+    this.#child.send({ id, protocol: "flow", to, port: ECHO_PORT, bytes, intervalMs, settleMs } satisfies FlowCommand);
+    return {
+      stop: async () => {
+        this.#child.send({ id, protocol: "flow" } satisfies FlowCommand);
+        return (await answer).flow!;
+      },
+    };
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
     const gone = new Promise((resolve) => this.#child.once("exit", resolve));
@@ -92,7 +140,7 @@ export class Traffic implements AsyncDisposable {
     await gone;
   }
 
-  #run(protocol: "udp" | "tcp", to: string, options: TrafficOptions): Promise<TrafficResult> {
+  async #run(protocol: "udp" | "tcp", to: string, options: TrafficOptions): Promise<TrafficResult> {
     const id = this.#nextId++;
     const { count = 1, bytes = 64, intervalMs = 0, timeoutMs = 5000, settleMs = 150 } = options;
     const command: TrafficCommand = {
@@ -108,11 +156,11 @@ export class Traffic implements AsyncDisposable {
     };
     const answer = this.#answer(id);
     this.#child.send(command);
-    return answer;
+    return (await answer).result!;
   }
 
-  #answer(id: number): Promise<TrafficResult> {
-    const waiting = Promise.withResolvers<TrafficResult>();
+  #answer(id: number): Promise<TrafficReply> {
+    const waiting = Promise.withResolvers<TrafficReply>();
     this.#waiting.set(id, waiting);
     return waiting.promise;
   }
