@@ -3,7 +3,6 @@ import { test } from "node:test";
 import { parseIp } from "#base/ip.ts";
 import { DNS_LABEL_MAX, dnsLabelOf, isDnsLabel, suffixedDnsLabel } from "./dns-label.ts";
 import { parseSetupKey, SetupKeyError } from "./setup-key.ts";
-import { isVersionAtLeast, supportsLazyConnections } from "./version.ts";
 
 const LABELS: readonly (readonly [hostname: string, label: string])[] = [
   ["perch-1", "perch-1"],
@@ -39,14 +38,6 @@ test("a taken label gets the last two octets and never outgrows DNS", () => {
 test("an extra label must be usable as it stands", () => {
   for (const good of ["a", "web-1", "xn--bcher-kva", "x".repeat(63)]) assert.ok(isDnsLabel(good), good);
   for (const bad of ["", "-a", "a-", "A", "a.b", "a_b", "x".repeat(64), "bücher"]) assert.ok(!isDnsLabel(bad), bad);
-});
-
-test("versions are compared by numbers, suffixes and a leading v aside", () => {
-  for (const version of ["0.45.0", "v0.45.0", "0.45.0-rc1", "0.100", "1.0.0", "development", "ci-17", "dev-x"])
-    assert.ok(supportsLazyConnections(version), version);
-  for (const version of ["0.44.9", "0.9.0", "", "perch", "45"]) assert.ok(!supportsLazyConnections(version), version);
-  assert.ok(isVersionAtLeast("0.29.3", "0.29.3"));
-  assert.ok(!isVersionAtLeast("0.29.2", "0.29.3"));
 });
 
 test("a setup key is a UUID, read in any case and never repeated in an error", () => {

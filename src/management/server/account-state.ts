@@ -1,11 +1,7 @@
+import { isVersionAtLeast } from "#base/agent-version.ts";
 import { type Prefix, prefixContains } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
-import {
-  DNS_FORWARDER_PORT,
-  DNS_FORWARDER_PORT_OLD,
-  isVersionAtLeast,
-  VERSION_WITH_NEW_FORWARDER_PORT,
-} from "../protocol/version.ts";
+import { DNS_FORWARDER_PORT, DNS_FORWARDER_PORT_OLD, VERSION_WITH_NEW_FORWARDER_PORT } from "../protocol/version.ts";
 import { ChangeLog } from "./change-log.ts";
 import type { Account, Peer, PolicyRule } from "./model.ts";
 

@@ -5,6 +5,7 @@
  */
 import { create, type DescMessage, type MessageInitShape, type MessageShape, toBinary } from "@bufbuild/protobuf";
 import { BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
+import { isVersionAtLeast } from "#base/agent-version.ts";
 import { type IpAddress, isV6 } from "#base/ip.ts";
 import { PublicKey } from "#base/keys.ts";
 import {
@@ -30,7 +31,7 @@ import {
 import { encodeCompactPrefix } from "../protocol/compact-prefix.ts";
 import { fqdnOf } from "../protocol/dns-label.ts";
 import { encodeSessionDeadline } from "../protocol/session-deadline.ts";
-import { hasCapability, isVersionAtLeast, VERSION_WITHOUT_LEGACY_PEERS } from "../protocol/version.ts";
+import { hasCapability, VERSION_WITHOUT_LEGACY_PEERS } from "../protocol/version.ts";
 import { type AccountState, DIRECTION_IN, DIRECTION_OUT, type RuleMatch } from "./account-state.ts";
 import type { Peer, PolicyRule, RuleProtocolName } from "./model.ts";
 
