@@ -94,8 +94,3 @@ function takeLock(path: string, lockPath: string): DatabaseSync {
 function isBusy(error: unknown): boolean {
   return error instanceof Error && "errcode" in error && error.errcode === 5;
 }
-
-/** True when the directory holds a server's store already. */
-export function hasDatabase(dataDir: Pick<DataDir, "databasePath">): boolean {
-  return existsSync(dataDir.databasePath);
-}

@@ -11,10 +11,6 @@ export const IDENTIFIER = "WireGuard v1 zx2c4 Jason@zx2c4.com";
 export const LABEL_MAC1 = "mac1----";
 export const LABEL_COOKIE = "cookie--";
 
-/** Sends after which the sender asks for a new session. */
-export const REKEY_AFTER_MESSAGES = 2n ** 60n;
-/** First counter that is never sent and never accepted. */
-export const REJECT_AFTER_MESSAGES = 2n ** 64n - 2n ** 13n - 1n;
 /** Age of a session after which its initiator renews it when it sends. */
 export const REKEY_AFTER_TIME: Millis = 120_000;
 /** Age at which a session is no longer used in either direction. */
@@ -25,8 +21,6 @@ export const REKEY_ATTEMPT_TIME: Millis = 90_000;
 export const REKEY_TIMEOUT: Millis = 5_000;
 /** Most that is added to REKEY_TIMEOUT at random. */
 export const REKEY_TIMEOUT_JITTER: Millis = 333;
-/** Repetitions before giving up. */
-export const MAX_HANDSHAKE_ATTEMPTS = REKEY_ATTEMPT_TIME / REKEY_TIMEOUT;
 /** Passive keepalive: answer to data when nothing else was sent. */
 export const KEEPALIVE_TIMEOUT: Millis = 10_000;
 /** Life of the cookie secret and of a received cookie. */

@@ -34,11 +34,6 @@ export class IndexTable<Owner> {
     return this.#owners.get(index);
   }
 
-  /** Hands an index that is in use on to another owner (a handshake became a session). */
-  move(index: number, owner: Owner): void {
-    this.#owners.set(index, owner);
-  }
-
   free(index: number): void {
     this.#owners.delete(index);
   }

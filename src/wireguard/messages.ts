@@ -43,8 +43,6 @@ export const RESPONSE = { sender: 4, receiver: 8, ephemeral: 12, empty: 44, mac1
 
 export const COOKIE_REPLY = { receiver: 4, nonce: 8, cookie: 32 } as const;
 
-export const TRANSPORT = { receiver: 4, counter: 8, packet: 16 } as const;
-
 /**
  * The type of a datagram that has the outer form of a WireGuard message, undefined for everything else. Sizes of the
  * handshake messages must match exactly; contents are not looked at.

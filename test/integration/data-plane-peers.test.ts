@@ -188,7 +188,7 @@ test("data-driven timers: passive keepalive, persistent keepalive, renewal, no a
   const asks = a.events.filter((event) => event.event === "needHandshake");
   assert.ok(asks.some((event) => (event.payload as { reason: string }).reason === "rekey-time"));
   // The other end no longer knows the session: what is sent gets no answer.
-  await b.call("dropSessions", 0);
+  await b.call("removePeer", 0);
   await a.exec("ping", "-c", "1", "-W", "0.1", "10.77.0.2").catch(() => undefined);
   await a.event("needHandshake", (payload: { reason: string }) => payload.reason === "no-answer");
   await a.event("sessionEnded", undefined, 8000);

@@ -54,11 +54,6 @@ export class GrpcFrameReader {
     this.#maxBytes = maxBytes;
   }
 
-  /** True when the stream may end here. */
-  get atBoundary(): boolean {
-    return this.#have === 0;
-  }
-
   /** Takes the next bytes and returns the messages they complete. Throws GrpcWireError; the reader is unusable then. */
   push(chunk: Uint8Array): Uint8Array[] {
     const messages: Uint8Array[] = [];

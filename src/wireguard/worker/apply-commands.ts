@@ -111,11 +111,6 @@ export class CommandApplier {
         return this.#setPath(slot, ring, at);
       case Command.installSession:
         return this.#install(slot, ring, at);
-      case Command.dropSessions: {
-        const peer = peers.active(slot);
-        if (peer) this.expire(peer, 0);
-        return;
-      }
       case Command.dropStaged: {
         const peer = peers.active(slot);
         if (peer) this.#deps.staging.clear(peer, Counter["drop-staged-given-up"]);

@@ -386,11 +386,6 @@ export class DataPlane implements AsyncDisposable {
     this.#commands.send(sessionRecord(slot, keys));
   }
 
-  /** Wipes all sessions of the peer, as after a change of key or pre-shared key. */
-  dropSessions(slot: number): void {
-    this.#commands.send({ opcode: Command.dropSessions, slot });
-  }
-
   /** Gives up the packets that wait for a session, as when a handshake was given up. */
   dropStaged(slot: number): void {
     this.#commands.send({ opcode: Command.dropStaged, slot });

@@ -54,7 +54,6 @@ export const Command = {
   setPath: 7,
   /** argument: 1 initiator; time: when it was made; payload: local index u32, remote index u32, send key, receive key. */
   installSession: 8,
-  dropSessions: 9,
   dropStaged: 10,
   /** argument: 1 sent, 0 received; time: bytes to count. */
   noteAuthenticated: 11,
