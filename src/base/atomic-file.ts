@@ -1,23 +1,27 @@
-import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeSync } from "node:fs";
+import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
 
 /**
  * Replaces a file so that a crash at any moment leaves the old content or the new, never a part. The file has `mode` from
- * its first byte on. Throws what the file system throws.
+ * its first byte on. What a crash leaves beside it, named `.new`, goes with the next write; two processes must not write one
+ * file. Throws what the file system throws, and leaves nothing behind then.
  */
 export function writeFileAtomically(path: string, content: string, mode = 0o600): void {
-  const temporary = `${path}.${process.pid}.tmp`;
-  const file = openSync(temporary, "w", mode);
+  const draft = `${path}.new`;
   try {
-    writeSync(file, content);
-    fsyncSync(file);
+    rmSync(draft, { force: true });
+    const file = openSync(draft, "wx", mode);
+    try {
+      writeFileSync(file, content);
+      fsyncSync(file);
+    } finally {
+      closeSync(file);
+    }
+    renameSync(draft, path);
   } catch (error) {
-    rmSync(temporary, { force: true });
+    rmSync(draft, { force: true });
     throw error;
-  } finally {
-    closeSync(file);
   }
-  renameSync(temporary, path);
   const directory = openSync(dirname(path), "r");
   try {
     fsyncSync(directory);

@@ -1,17 +1,7 @@
-import {
-  accessSync,
-  closeSync,
-  constants,
-  fsyncSync,
-  openSync,
-  readFileSync,
-  renameSync,
-  rmdirSync,
-  unlinkSync,
-  writeFileSync,
-} from "node:fs";
+import { accessSync, constants, readFileSync, renameSync, rmdirSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { z } from "zod";
+import { writeFileAtomically } from "#base/atomic-file.ts";
 import type { Logger } from "#base/log.ts";
 import { makeDirectory } from "#base/make-directory.ts";
 import { DaemonError } from "./daemon-error.ts";
@@ -164,36 +154,12 @@ export class SettingsStore {
   }
 
   #write(next: Stored): void {
-    const draft = `${this.path}.new`;
     try {
-      const file = openSync(draft, "w", 0o600);
-      try {
-        writeFileSync(file, `${JSON.stringify(next, undefined, 2)}\n`);
-        fsyncSync(file);
-      } finally {
-        closeSync(file);
-      }
-      renameSync(draft, this.path);
-      syncDirectory(dirname(this.path));
+      writeFileAtomically(this.path, `${JSON.stringify(next, undefined, 2)}\n`);
     } catch (cause) {
-      try {
-        unlinkSync(draft);
-      } catch {
-        // Not there, or as unwritable as the rest.
-      }
       throw new DaemonError("daemon-path", `cannot write ${this.path}: ${(cause as Error).message}`, { cause });
     }
     this.#stored = next;
     this.#values = this.#valid();
-  }
-}
-
-/** Makes the rename itself durable. */
-function syncDirectory(path: string): void {
-  const directory = openSync(path, "r");
-  try {
-    fsyncSync(directory);
-  } finally {
-    closeSync(directory);
   }
 }
