@@ -93,6 +93,7 @@ function pairFacts(clock: Clock, session: Session, peer: PeerStatus, attempt: Di
     there: {
       agent: remote === undefined ? "unheard" : remote.perch ? "perch" : "stock",
       ice: remote?.ice ?? false,
+      relay: remote?.relay ?? false,
       named: addressesNamed(pairs),
       mapping: remote?.nat?.mapping ?? "unknown",
       udp: remote?.nat?.udp ?? "unknown",

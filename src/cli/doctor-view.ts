@@ -1,4 +1,11 @@
-import type { DiagnoseResponse, DirectSearch, Finding, PairReport, UdpSide } from "#gen/daemon_pb.ts";
+import {
+  type DiagnoseResponse,
+  type DirectSearch,
+  type Finding,
+  type PairReport,
+  PeerState,
+  type UdpSide,
+} from "#gen/daemon_pb.ts";
 import { formatLatency, keyText, pathWords, stateName } from "./status-view.ts";
 import { clean, formatSpan, type Paint, type Style } from "./terminal.ts";
 
@@ -77,7 +84,7 @@ export function renderPair(view: DoctorView, pair: PairReport, paint: Paint): st
   const peer = pair.peer!;
   const name = clean(peer.fqdn) || keyText(peer.key);
   const since = peer.since > 0 ? ` for ${formatSpan(now - peer.since)}` : "";
-  const path = peer.path ? `, ${pathWords(peer)}` : "";
+  const path = peer.path && peer.state === PeerState.CONNECTED ? `, ${pathWords(peer)}` : "";
   const style: Style = report.healthy ? "green" : "red";
   const lines = [
     `${paint("bold", name)} is ${paint(style, stateName(peer.state))}${since}${path}.`,
@@ -131,7 +138,7 @@ function renderSides(pair: PairReport, report: DiagnoseResponse, now: number, pa
 
 function renderSearch({ at, outcome, candidates, pairs }: DirectSearch, now: number, paint: Paint): string[] {
   const lines = [
-    paint("bold", `Search for a direct way, begun ${formatSpan(now - at)} ago: ${SEARCHES[outcome] ?? clean(outcome)}`),
+    paint("bold", `Search for a direct way, begun ${formatSpan(now - at)} ago: ${searchWords(outcome, pairs.length)}`),
     `  ours            ${candidates.map(({ kind, endpoint }) => `${kind} ${endpoint}`).join(", ") || "none"}`,
   ];
   if (pairs.length === 0) return [...lines, "  theirs          none"];
@@ -151,6 +158,11 @@ function renderSearch({ at, outcome, candidates, pairs }: DirectSearch, now: num
     ...lines,
     ...rows.map((row) => `  ${row.map((cell, column) => cell.padEnd(widths[column]!)).join("  ")}`.trimEnd()),
   ];
+}
+
+function searchWords(outcome: string, pairs: number): string {
+  if (outcome === "searching" && pairs === 0) return "the other side has named no address yet";
+  return SEARCHES[outcome] ?? clean(outcome);
 }
 
 const SEARCHES: Readonly<Record<string, string>> = {

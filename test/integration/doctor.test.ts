@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
 import { after, before, describe, test } from "node:test";
 import { createLab, type Lab } from "../../lab/lab.ts";
 import { NAT } from "../../lab/nat.ts";
@@ -27,7 +28,7 @@ interface Doctor {
 describe("perch doctor between real agents in the lab", { skip: await skipWithoutLab() }, () => {
   let lab: Lab;
   let network: PerchNetwork;
-  const agents = ["alder", "birch", "cedar", "dogwood"];
+  const agents = ["alder", "birch", "cedar", "dogwood", "elm"];
 
   before(async () => {
     const site = (name: string) => ({ name, latencyMs: 10 });
@@ -37,11 +38,14 @@ describe("perch doctor between real agents in the lab", { skip: await skipWithou
         { ...site("alder"), nat: NAT.symmetric },
         { ...site("birch"), nat: NAT.portRestricted },
         site("cedar"),
+        site("elm"),
         { ...site("dogwood"), nat: NAT.portRestricted, udp: "blocked" },
       ],
       hosts: ["hub", ...agents].map((name) => ({ name, site: name })),
     });
-    network = await PerchNetwork.start(lab, { server: "hub", agents });
+    const key = randomBytes(32).toString("base64");
+    const upFlags = (agent: string): readonly string[] => (agent === "elm" ? ["--preshared-key", key] : []);
+    network = await PerchNetwork.start(lab, { server: "hub", agents, upFlags });
   });
 
   after(async () => {
@@ -93,17 +97,23 @@ describe("perch doctor between real agents in the lab", { skip: await skipWithou
     }
   });
 
-  test("pairs without a direct way, and a peer whose machine is off: cause and remedy are those of the lab", {
+  test("pairs without a direct way, and a peer whose machine is off or whose key differs: cause and remedy are those of the lab", {
     timeout: 60_000,
   }, async () => {
     await network.agent("cedar").stop("SIGKILL");
-    await Promise.all([wake("alder", "birch"), wake("birch", "dogwood"), wake("dogwood", "cedar")]);
-    const [symmetric, strict, blocked, opposite, offline] = await Promise.all([
+    await Promise.all([
+      wake("alder", "birch"),
+      wake("birch", "dogwood"),
+      wake("dogwood", "cedar"),
+      wake("elm", "birch"),
+    ]);
+    const [symmetric, strict, blocked, opposite, offline, stranger] = await Promise.all([
       conclusion("alder", "birch"),
       conclusion("birch", "alder"),
       conclusion("dogwood", "birch"),
       conclusion("birch", "dogwood"),
       conclusion("dogwood", "cedar"),
+      conclusion("elm", "birch"),
     ]);
     const seen = ({ code, document: { verdict, certainty } }: Doctor) => [code, verdict, certainty];
     assert.deepEqual(seen(symmetric), [1, "symmetric-here", "certain"], symmetric.document.cause);
@@ -119,6 +129,8 @@ describe("perch doctor between real agents in the lab", { skip: await skipWithou
     // What dogwood told of itself, or else that it named no outside address: it was woken before its own servers were given up.
     assert.deepEqual(seen(opposite).slice(0, 2), [1, "udp-blocked-there"], opposite.document.cause);
     assert.deepEqual(seen(offline), [1, "peer-offline", "certain"], offline.document.cause);
+    assert.deepEqual(seen(stranger), [1, "handshake-unanswered", "likely"], stranger.document.cause);
+    assert.match(stranger.document.cause, /pre-shared keys differ\.$/);
     const self = await doctor("dogwood");
     assert.equal(self.code, 1);
     assert.deepEqual(

@@ -15,7 +15,7 @@ const RELAYED: PairFacts = {
   port: 51820,
   directAllowed: true,
   here: { udp: "works", mapping: "unknown" },
-  there: { agent: "perch", ice: true, named: "public", udp: "works", mapping: "unknown" },
+  there: { agent: "perch", ice: true, relay: true, named: "public", udp: "works", mapping: "unknown" },
   stunServers: 1,
   signal: { connected: true, delivered: true },
   relay: { configured: 1, usable: true, server: "rel://hub:33073" },
@@ -34,7 +34,7 @@ const PUBLIC = { udp: "works", mapping: "none" } as const;
 const SILENT = { udp: "silent", mapping: "unknown" } as const;
 const STOCK = { ...RELAYED.there, agent: "stock", udp: "unknown", mapping: "unknown" } as const;
 const there = (side: Partial<PairFacts["there"]>): PairFacts["there"] => ({ ...RELAYED.there, ...side });
-const UNHEARD = there({ agent: "unheard", ice: false, named: "none", udp: "unknown" });
+const UNHEARD = there({ agent: "unheard", ice: false, relay: false, named: "none", udp: "unknown" });
 
 const TABLE: readonly (readonly [
   title: string,
@@ -143,6 +143,13 @@ const TABLE: readonly (readonly [
     "no-path",
     "certain",
     /^The relay cannot be reached, and both NATs are symmetric/,
+  ],
+  [
+    "the peer's relay is down and no direct way",
+    { ...CONNECTING, here: CONE, there: there({ ...SYMMETRIC, relay: false }) },
+    "no-path",
+    "certain",
+    /^birch is connected to no relay, and the NAT of birch is symmetric/,
   ],
   [
     "no relay at all",
@@ -328,7 +335,13 @@ test("whatever the facts, there is a diagnosis", () => {
                   ...RELAYED,
                   state,
                   here,
-                  there: { ...side, agent, ice: agent !== "unheard", named: received ? "private" : "public" },
+                  there: {
+                    ...side,
+                    agent,
+                    ice: agent !== "unheard",
+                    relay: answered > 0,
+                    named: received ? "private" : "public",
+                  },
                   checks: { outcome: pairs ? "failed" : "none", pairs, answered, received },
                 };
                 const { verdict, cause } = diagnosePair(facts);

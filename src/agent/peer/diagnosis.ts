@@ -66,6 +66,8 @@ export interface RemoteFacts extends SideFacts {
   readonly agent: "unheard" | "stock" | "perch";
   /** It offers direct ways. */
   readonly ice: boolean;
+  /** It is connected to a relay. */
+  readonly relay: boolean;
   /** The addresses it named: none beyond private networks means that no STUN server told it more. */
   readonly named: "none" | "private" | "public";
 }
@@ -188,15 +190,20 @@ function whyUnconnected(facts: PairFacts): Diagnosis {
           "one-sided",
         );
   }
-  const works = checks.answered > 0 || relay.usable;
+  const works = checks.answered > 0 || (relay.usable && (there.relay || !heard));
   if (!works) {
     const direct = whyRelayed(facts);
-    const why = relay.configured === 0 ? "The network names no relay" : "The relay cannot be reached";
+    const why =
+      relay.configured === 0
+        ? "The network names no relay"
+        : relay.usable
+          ? `${name} is connected to no relay`
+          : "The relay cannot be reached";
     const both = direct.verdict === "searching" ? "a direct way is still being looked for" : lower(stop(direct.cause));
     return conclude(
       "no-path",
       `${why}, and ${both}.`,
-      join("Bring the relay back: perch doctor.", direct.remedy),
+      join(relay.usable ? `See why: perch doctor on ${name}.` : "Bring the relay back: perch doctor.", direct.remedy),
       direct.certainty,
     );
   }

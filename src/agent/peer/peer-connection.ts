@@ -108,6 +108,8 @@ export interface RemoteHalf {
   readonly perch: boolean;
   /** It offers direct ways. */
   readonly ice: boolean;
+  /** It is connected to a relay. */
+  readonly relay: boolean;
   /** Absent from stock agents and older ones of ours. */
   readonly nat: NatReport | undefined;
 }
@@ -236,8 +238,13 @@ export class PeerConnection {
       case Body_Type.ANSWER: {
         const remote = parseOfferBody(body);
         if (!remote) return;
-        const { perch, credentials } = remote;
-        this.#remoteHalf = { perch: perch !== undefined, ice: credentials !== undefined, nat: perch?.nat };
+        const { perch, credentials, relay } = remote;
+        this.#remoteHalf = {
+          perch: perch !== undefined,
+          ice: credentials !== undefined,
+          relay: relay !== undefined,
+          nat: perch?.nat,
+        };
         this.post({ kind: body.type === Body_Type.OFFER ? "offer" : "answer", remote });
         for (const text of remote.perch?.candidates ?? []) this.#addRemoteCandidate(text);
         return;

@@ -260,6 +260,7 @@ export class FakeAgent implements AgentControl, AsyncDisposable {
       there: {
         agent: "perch",
         ice: true,
+        relay: true,
         named: "public",
         udp: "works",
         mapping: relayed ? "endpoint-dependent" : "none",
