@@ -2,7 +2,16 @@ import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { test } from "node:test";
 import { libc } from "#net/libc.ts";
-import { closeTun, interfaceIndex, interfaceMtu, openTun, setInterfaceMtu, setInterfaceUp, TunError } from "./linux.ts";
+import {
+  closeTun,
+  interfaceIndex,
+  interfaceMtu,
+  openTun,
+  setInterfaceMtu,
+  setInterfaceUp,
+  TUN_QUEUE_PACKETS,
+  TunError,
+} from "./linux.ts";
 
 const root = process.getuid?.() === 0 ? {} : { skip: "needs root" };
 
@@ -37,6 +46,16 @@ test("MTU and link state are set, a bad MTU is named", root, () => {
     setInterfaceUp(tun.name, true);
     assert.match(execFileSync("ip", ["link", "show", tun.name], { encoding: "utf8" }), /[<,]UP[,>]/);
     assert.throws(() => setInterfaceMtu(tun.name, 1_000_000), { code: "mtu-invalid", message: /1000000/ });
+  } finally {
+    closeTun(tun);
+  }
+});
+
+test("the kernel keeps a burst until it is read", root, () => {
+  const tun = openTun({ name: "perch-t%d" });
+  try {
+    const shown = execFileSync("ip", ["link", "show", tun.name], { encoding: "utf8" });
+    assert.match(shown, new RegExp(`qlen ${TUN_QUEUE_PACKETS}\\b`));
   } finally {
     closeTun(tun);
   }
