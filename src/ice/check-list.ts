@@ -2,6 +2,7 @@ import { unreachable } from "#base/errors.ts";
 import { type Endpoint, isV6, sameEndpoint } from "#base/ip.ts";
 import type { Millis } from "#base/time.ts";
 import { type Candidate, candidatePriority } from "./candidate.ts";
+import type { CheckEffect, InboundCheck } from "./check-effect.ts";
 import {
   beginSuspicion,
   createSelection,
@@ -46,38 +47,6 @@ export interface CheckListOptions {
   /** The remote is a stock agent: one nomination, and no use of a pair before it is nominated. */
   readonly stock: boolean;
   readonly createTransactionId: () => TransactionId;
-}
-
-/** What the owner has to do, in this order. */
-export type CheckEffect =
-  | {
-      readonly kind: "check";
-      readonly transactionId: TransactionId;
-      readonly local: Candidate | undefined;
-      readonly remote: Candidate;
-      readonly nominate: boolean;
-    }
-  | {
-      readonly kind: "selected";
-      readonly local: Candidate;
-      readonly remote: Candidate;
-      readonly rtt: Millis;
-      readonly nominated: boolean;
-    }
-  | { readonly kind: "lost"; readonly reason: LostReason }
-  | { readonly kind: "failed"; readonly reason: FailedReason };
-
-export type LostReason = "consent-expired" | "suspicion-confirmed";
-/** `no-nomination`: pairs work, but the controlling remote chose none. */
-export type FailedReason = "no-remote-candidate" | "no-answer" | "no-nomination";
-
-/** An authenticated Binding request. */
-export interface InboundCheck {
-  readonly from: Endpoint;
-  /** PRIORITY of the request: what the remote's candidate is worth if it is new to us. */
-  readonly priority: number;
-  readonly useCandidate: boolean;
-  readonly senderCid: string | undefined;
 }
 
 interface Outstanding {

@@ -5,7 +5,8 @@ import { type Endpoint, type IpAddress, ipToBytes, isV6 } from "#base/ip.ts";
 import { type Logger, silentLogger } from "#base/log.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
 import { type Candidate, candidatePriority } from "./candidate.ts";
-import { type CheckEffect, CheckList, type FailedReason, type InboundCheck, type LostReason } from "./check-list.ts";
+import type { CheckEffect, FailedReason, InboundCheck, LostReason } from "./check-effect.ts";
+import { CheckList } from "./check-list.ts";
 import type { PairSnapshot } from "./pair.ts";
 import {
   encodeStun,

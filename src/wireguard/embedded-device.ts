@@ -1,10 +1,11 @@
 import { Emitter } from "#base/emitter.ts";
 import { PerchError, unreachable } from "#base/errors.ts";
-import { type Endpoint, type IpAddress, type Prefix, sameEndpoint } from "#base/ip.ts";
-import type { PresharedKey, PrivateKey, PublicKey } from "#base/keys.ts";
+import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
+import type { PresharedKey, PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
 import { REJECT_AFTER_TIME } from "./constants.ts";
+import type { EmbeddedDeviceDeps, EmbeddedDeviceOptions } from "./create-embedded-device.ts";
 import type {
   DeviceEvents,
   DevicePath,
@@ -13,37 +14,16 @@ import type {
   PacketSource,
   WireGuardDevice,
 } from "./device.ts";
+import { packetSource, samePath } from "./device-path.ts";
 import type { FilterRules, SourceRule } from "./filter.ts";
 import type { SessionKeys } from "./handshake.ts";
-import { type HandshakeAction, HandshakeManager, type HandshakeTiming, PROTOCOL_TIMING } from "./handshake-manager.ts";
-import { LocalIdentity } from "./identity.ts";
+import type { HandshakeAction } from "./handshake-action.ts";
+import { HandshakeManager } from "./handshake-manager.ts";
 import { INITIATION_BYTES, RESPONSE_BYTES } from "./messages.ts";
 import { NO_PATH, NO_PATHS, type PeerRow, PeerTable } from "./peer-table.ts";
-import { DataPlane, type DataPlaneOptions, type PlaneSource } from "./worker/data-plane.ts";
+import type { DataPlane } from "./worker/data-plane.ts";
 
 export class DeviceError extends PerchError<"too-many-peers" | "keepalive-out-of-range"> {}
-
-export interface EmbeddedDeviceDeps {
-  readonly clock: Clock;
-  readonly log: Logger;
-}
-
-export interface EmbeddedDeviceOptions {
-  /** May contain `%d`. Taken names, missing privileges and the like are errors of `createEmbeddedDevice`. */
-  readonly interfaceName: string;
-  readonly privateKey: PrivateKey;
-  /** 0 takes a free one. */
-  readonly listenPort: number;
-  /** Inner MTU, bytes. */
-  readonly mtu: number;
-  readonly fwmark?: number;
-  /** Most peers, default 131,072. */
-  readonly peerCapacity?: number;
-  readonly offload?: NonNullable<DataPlaneOptions["offload"]>;
-  /** Protocol times, lowered by tests only; the data worker's 5 s and jitter follow `handshakeRetry`. */
-  readonly handshakeRetry?: Partial<HandshakeTiming>;
-  readonly sessionLimits?: NonNullable<DataPlaneOptions["limits"]>;
-}
 
 /** What the device needs of the data worker; `DataPlane` is one. */
 export type Plane = Pick<
@@ -73,36 +53,13 @@ export type Plane = Pick<
   | "close"
 >;
 
-const DEFAULT_PEER_CAPACITY = 131_072;
+/** Most peers unless the options say otherwise. */
+export const DEFAULT_PEER_CAPACITY = 131_072;
 const MAX_KEEPALIVE_SECONDS = 65_535;
 /** Queue of handshake messages this full: "under load" (paper, section 5.3; the share that other implementations use). */
 const BUSY_FROM = 1 / 8;
 /** An initiation younger than this is worth sending again as it is over a path that came up meanwhile. */
 const WORTH_REPEATING = 1_000;
-
-/**
- * Opens the interface and the sockets and starts the data worker. The interface is down and has no address: that is the
- * caller's. Throws what the TUN, the sockets or the worker throw; nothing is left open then.
- */
-export async function createEmbeddedDevice(
-  deps: EmbeddedDeviceDeps,
-  options: EmbeddedDeviceOptions,
-): Promise<WireGuardDevice> {
-  const { interfaceName, listenPort, mtu, fwmark, peerCapacity = DEFAULT_PEER_CAPACITY, offload } = options;
-  const { rekeyTimeout, jitter } = { ...PROTOCOL_TIMING, ...options.handshakeRetry };
-  const plane = await DataPlane.start({
-    interfaceName,
-    listenPort,
-    mtu,
-    peerCapacity,
-    logger: deps.log,
-    mac1Key: new LocalIdentity(options.privateKey).mac1Key,
-    limits: { rekeyTimeout, jitter, ...options.sessionLimits },
-    ...(fwmark === undefined ? {} : { fwmark }),
-    ...(offload === undefined ? {} : { offload }),
-  });
-  return new EmbeddedDevice({ ...deps, plane }, { ...options, peerCapacity });
-}
 
 /**
  * The device interface over the data worker and the handshake manager. Both know peers by slot; this class knows which
@@ -533,14 +490,6 @@ interface RunContext {
 
 /** The kernel had no room just now: the path is not to blame. */
 const TRANSIENT: ReadonlySet<string> = new Set(["EAGAIN", "ENOBUFS", "EINTR"]);
-
-function packetSource(source: PlaneSource): PacketSource {
-  return source.kind === "udp" ? source : { kind: "relay" };
-}
-
-function samePath(a: DevicePath, b: DevicePath): boolean {
-  return a.kind === b.kind && (a.kind !== "udp" || sameEndpoint(a.endpoint, (b as typeof a).endpoint));
-}
 
 function samePresharedKey(a: PresharedKey | undefined, b: PresharedKey | undefined): boolean {
   return a === undefined || b === undefined ? a === b : a.equals(b);

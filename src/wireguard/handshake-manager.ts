@@ -1,4 +1,5 @@
-import { type Endpoint, ipToBytes } from "#base/ip.ts";
+import { DeadlineQueue } from "#base/deadline-queue.ts";
+import { ipToBytes } from "#base/ip.ts";
 import { type PresharedKey, type PrivateKey, PublicKey } from "#base/keys.ts";
 import type { Millis } from "#base/time.ts";
 import {
@@ -10,7 +11,6 @@ import {
   ZERO_KEYS_TIME,
 } from "./constants.ts";
 import { CookieChecker, CookieJar } from "./cookie.ts";
-import { DeadlineQueue } from "./deadline-queue.ts";
 import {
   acceptInitiation,
   consumeResponse,
@@ -19,82 +19,19 @@ import {
   type InitiationClaim,
   readInitiation,
   type SentInitiation,
-  type SessionKeys,
 } from "./handshake.ts";
+import {
+  HANDSHAKE_COUNTERS,
+  type HandshakeAction,
+  type HandshakeCounter,
+  type HandshakeSource,
+} from "./handshake-action.ts";
 import { LocalIdentity, RemoteIdentity } from "./identity.ts";
 import { IndexTable } from "./index-table.ts";
 import { COOKIE_REPLY, MessageType, messageType, RESPONSE, readU32 } from "./messages.ts";
 import { RateLimiter, rateLimitKey } from "./rate-limiter.ts";
 import { isLaterTai64n, Tai64nClock } from "./tai64n.ts";
 import { type Ephemeral, generateEphemeral } from "./x25519.ts";
-
-/** Where a handshake message came from, and so where its answer goes. `slot`: the peer that the relay named. */
-export type HandshakeSource =
-  | { readonly kind: "udp"; readonly endpoint: Endpoint }
-  | { readonly kind: "relay"; readonly slot: number };
-
-/** What the manager wants done, in order. Messages and keys belong to the receiver of the action, who wipes the keys. */
-export type HandshakeAction =
-  /** Send over the peer's path. `repeated`: the bytes went out before. */
-  | {
-      readonly kind: "send-initiation";
-      readonly slot: number;
-      readonly message: Uint8Array;
-      readonly repeated: boolean;
-    }
-  /** The initiation comes in some milliseconds by `tick`: a responder would drop it so soon after the last one. */
-  | { readonly kind: "initiation-delayed"; readonly slot: number }
-  /** Send where the refused or accepted message came from. A cookie reply has no slot: nobody was authenticated. */
-  | {
-      readonly kind: "send-reply";
-      readonly slot: number | undefined;
-      readonly message: Uint8Array;
-      readonly to: HandshakeSource;
-    }
-  /**
-   * Install the keys; comes before the response is sent, so that the first packet finds them. `createdAt`: of the
-   * initiator's session, when its initiation was sent; a responder's session made later has crossed it.
-   */
-  | {
-      readonly kind: "session";
-      readonly slot: number;
-      readonly keys: SessionKeys;
-      readonly createdAt: Millis;
-      readonly source: HandshakeSource;
-    }
-  /** An authentic and fresh initiation arrived; its answer follows. */
-  | { readonly kind: "initiation-accepted"; readonly slot: number; readonly source: HandshakeSource }
-  /** Our initiation was answered; `rtt` when it went out once only. */
-  | {
-      readonly kind: "completed";
-      readonly slot: number;
-      readonly source: HandshakeSource;
-      readonly rtt: Millis | undefined;
-    }
-  /** No answer for 90 s. */
-  | { readonly kind: "gave-up"; readonly slot: number };
-
-/** Why handshake messages were not acted on, and how many cookie messages there were. */
-export const HANDSHAKE_COUNTERS = [
-  "handshake-initiations-sent",
-  "handshake-initiations-accepted",
-  "handshake-completed",
-  "handshake-given-up",
-  "cookie-replies-sent",
-  "cookie-replies-taken",
-  "drop-handshake-malformed",
-  "drop-handshake-mac1",
-  "drop-handshake-rate-limit",
-  "drop-handshake-unknown-peer",
-  "drop-handshake-own-key",
-  "drop-handshake-relay-mismatch",
-  "drop-handshake-authentication",
-  "drop-handshake-replay",
-  "drop-handshake-flood",
-  "drop-handshake-no-state",
-  "drop-cookie-reply",
-] as const;
-export type HandshakeCounter = (typeof HANDSHAKE_COUNTERS)[number];
 
 /** Lowered by tests only; the defaults are the protocol's. */
 export interface HandshakeTiming {
@@ -180,7 +117,7 @@ export class HandshakeManager {
   readonly #bySlot: (Peer | undefined)[] = [];
   readonly #inContact = new Set<Peer>();
   /** By slot: when an unanswered initiation is repeated; and the sweep. */
-  readonly #deadlines = new DeadlineQueue();
+  readonly #deadlines = new DeadlineQueue<number>();
   readonly #counters = new Map<HandshakeCounter, number>(HANDSHAKE_COUNTERS.map((name) => [name, 0]));
   readonly #random: () => number;
   readonly #ephemeral: () => Ephemeral;

@@ -17,6 +17,7 @@ export { KeyError, PresharedKey, PrivateKey, PublicKey } from "#base/keys.ts";
 export { createLogger, type Logger, type LogSink, silentLogger } from "#base/log.ts";
 export { type Clock, type Millis, systemClock } from "#base/time.ts";
 export { DEFAULT_MTU } from "./constants.ts";
+export { createEmbeddedDevice, type EmbeddedDeviceDeps, type EmbeddedDeviceOptions } from "./create-embedded-device.ts";
 export type {
   DeviceEvents,
   DevicePath,
@@ -27,12 +28,7 @@ export type {
   WakeCause,
   WireGuardDevice,
 } from "./device.ts";
-export {
-  createEmbeddedDevice,
-  DeviceError,
-  type EmbeddedDeviceDeps,
-  type EmbeddedDeviceOptions,
-} from "./embedded-device.ts";
+export { DeviceError } from "./embedded-device.ts";
 export {
   FILTER_RULES_PER_SOURCE,
   FilterError,

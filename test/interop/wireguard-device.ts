@@ -6,8 +6,8 @@ import { parseEndpoint, parsePrefix } from "#base/ip.ts";
 import { PresharedKey, PrivateKey, type PublicKey } from "#base/keys.ts";
 import { silentLogger } from "#base/log.ts";
 import { systemClock } from "#base/time.ts";
+import { createEmbeddedDevice, type EmbeddedDeviceOptions } from "#wireguard/create-embedded-device.ts";
 import type { DeviceEvents, DevicePath } from "#wireguard/device.ts";
-import { createEmbeddedDevice, type EmbeddedDeviceOptions } from "#wireguard/embedded-device.ts";
 
 export interface DeviceSetup {
   readonly interfaceName: string;
