@@ -1,11 +1,12 @@
 import { DEFAULT_STATE_DIR } from "#agent/daemon/daemon-address.ts";
 import { DaemonError } from "#agent/daemon/daemon-error.ts";
-import { type DaemonLog, openDaemonLog, parseLogLevel } from "#agent/daemon/daemon-log.ts";
+import { type DaemonLog, parseLogLevel } from "#agent/daemon/daemon-log.ts";
 import { type CreateAgent, type RunningDaemon, startDaemon } from "#agent/daemon/run-daemon.ts";
 import { messageOf } from "#base/errors.ts";
 import { systemClock } from "#base/time.ts";
 import { daemonSocket } from "./daemon-connection.ts";
 import { EXIT, exitCodeOf, Interrupted } from "./exit-codes.ts";
+import { openLog } from "./open-log.ts";
 import { clean, Progress, paintFor, print, say } from "./terminal.ts";
 import type { UpCall } from "./up.ts";
 import { perchVersion } from "./version.ts";
@@ -31,7 +32,11 @@ export async function runForeground(options: ForegroundOptions, call?: UpCall, m
   const socketPath = daemonSocket(options);
   const level = parseLogLevel(options.logLevel ?? "info", "--log-level");
   if (process.platform !== "linux") throw new Error(`perch runs on Linux, not yet on ${process.platform}`);
-  using log = await openLog(level, options.logFile);
+  using log = await openLog(
+    level,
+    options.logFile,
+    (message, cause) => new DaemonError("daemon-path", message, { cause }),
+  );
   const stop = new AbortController();
   using _signals = onSignals(stop, log);
   const createAgent = makeAgent ?? (await import("#agent/agent.ts")).createAgent;
@@ -115,19 +120,4 @@ function aborted(signal: AbortSignal): Promise<void> {
     resolve();
   });
   return promise;
-}
-
-async function openLog(level: DaemonLog["level"], file: string | undefined): Promise<DaemonLog> {
-  const terminal = process.stderr.isTTY === true;
-  try {
-    return await openDaemonLog({
-      level,
-      file,
-      colour: paintFor(process.stderr)("bold", "x") !== "x",
-      // journald writes the time beside each line.
-      timestamps: terminal || process.env.JOURNAL_STREAM === undefined,
-    });
-  } catch (cause) {
-    throw new DaemonError("daemon-path", `--log-file: ${messageOf(cause)}`, { cause });
-  }
 }

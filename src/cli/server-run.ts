@@ -1,9 +1,9 @@
-import { type DaemonLog, openDaemonLog, parseLogLevel } from "#agent/daemon/daemon-log.ts";
-import { messageOf } from "#base/errors.ts";
+import { type DaemonLog, parseLogLevel } from "#agent/daemon/daemon-log.ts";
 import { systemClock } from "#base/time.ts";
 import { createPerchServer, type PerchServer } from "#server/server.ts";
 import { ServerError } from "#server/server-error.ts";
 import { UsageError } from "./exit-codes.ts";
+import { openLog } from "./open-log.ts";
 import { parseServerFlags, type ServerFlags } from "./server-flags.ts";
 import { print } from "./terminal.ts";
 
@@ -11,7 +11,11 @@ import { print } from "./terminal.ts";
 export async function runServer(flags: ServerFlags): Promise<void> {
   const options = parseServerFlags(flags);
   const level = parseLogLevel(flags.logLevel ?? "info", "--log-level");
-  using log = await openLog(level, flags.logFile);
+  using log = await openLog(
+    level,
+    flags.logFile,
+    (message, cause) => new ServerError("data-dir-unusable", message, { cause }),
+  );
   const stopped = signalled("SIGTERM", "SIGINT");
   await using server = await usage(() => createPerchServer({ clock: systemClock, log: log.logger }, options));
   const reload = (): void => reopen(log, server);
@@ -41,19 +45,6 @@ async function usage<Result>(start: () => Promise<Result>): Promise<Result> {
   } catch (error) {
     if (error instanceof ServerError && error.code.startsWith("option-")) throw new UsageError(error.message);
     throw error;
-  }
-}
-
-async function openLog(level: DaemonLog["level"], file: string | undefined): Promise<DaemonLog> {
-  try {
-    return await openDaemonLog({
-      level,
-      file,
-      colour: process.stderr.isTTY === true && process.env.NO_COLOR === undefined,
-      timestamps: process.env.JOURNAL_STREAM === undefined,
-    });
-  } catch (cause) {
-    throw new ServerError("data-dir-unusable", `--log-file ${file} cannot be opened: ${messageOf(cause)}`, { cause });
   }
 }
 
