@@ -1,3 +1,4 @@
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { messageOf, type PerchError } from "#base/errors.ts";
 import type { PresharedKey, PrivateKey, PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
@@ -17,7 +18,7 @@ import { TunnelInterface } from "./routing/interface-linux.ts";
 import { retryTogether, ServiceRecorder } from "./service-recorder.ts";
 import { readSystemMeta } from "./system-meta.ts";
 
-/** Time for the first network map after everything else is up, in milliseconds. */
+/** Time for the first network map, or the next part of it, after everything else is up, in milliseconds. */
 const FIRST_MAP_TIMEOUT = 20_000;
 
 export interface SessionOptions {
@@ -131,17 +132,33 @@ export async function openSession(
     ended,
     async start(abort) {
       const first = Promise.withResolvers<void>();
+      let timeout: Timer | undefined;
+      const armTimeout = (): void => {
+        timeout?.cancel();
+        timeout = clock.after(FIRST_MAP_TIMEOUT, () =>
+          first.reject(
+            new AgentError(
+              "map-invalid",
+              `no network map from ${settings.managementUrl} within ${FIRST_MAP_TIMEOUT / 1000} s`,
+            ),
+          ),
+        );
+      };
+      armTimeout();
       const meta = () => readSystemMeta({ hostname: settings.hostname, ownInterface: device.interfaceName });
       syncing = management
         .sync(
           meta,
-          (update) => {
+          async (update) => {
             try {
               engine.update(update);
             } catch (error) {
               log.error("network map not applied", { err: messageOf(error) });
             }
             if (engine.ready) first.resolve();
+            else armTimeout();
+            // Parts of a large map lie here in a row: between two of them everybody else gets a turn.
+            if (update.perch?.more) await nextTurn();
           },
           stop.signal,
           () => engine.held,
@@ -151,20 +168,12 @@ export async function openSession(
           const code = (error as PerchError).code;
           end({ needsLogin: code === "permission-denied" || code === "login-expired", reason: messageOf(error) });
         });
-      const timeout: Timer = clock.after(FIRST_MAP_TIMEOUT, () =>
-        first.reject(
-          new AgentError(
-            "map-invalid",
-            `no network map from ${settings.managementUrl} within ${FIRST_MAP_TIMEOUT / 1000} s`,
-          ),
-        ),
-      );
       const onAbort = (): void => first.reject(abort.reason);
       abort.addEventListener("abort", onAbort, { once: true });
       try {
         await first.promise;
       } finally {
-        timeout.cancel();
+        timeout?.cancel();
         abort.removeEventListener("abort", onAbort);
       }
     },

@@ -48,8 +48,8 @@ const FIELD = {
   partPeers: 5,
 } as const;
 
-/** Peers in one part of a map: some 200 KB, read and applied by an agent in a few milliseconds. */
-const PEERS_PER_PART = 512;
+/** Peers in one part of a map: some 50 KB, read and applied by an agent in a few milliseconds. */
+const PEERS_PER_PART = 128;
 
 const DNS_TYPE_A = 1n;
 const DNS_TYPE_AAAA = 28n;
