@@ -27,6 +27,8 @@ export class Peer {
   /** The path takes many datagrams in one send. */
   gso = true;
 
+  /** Decrypts only: what a sleep displaced from `previous`, with which the remote may still be sending. */
+  older: Session | undefined;
   previous: Session | undefined;
   current: Session | undefined;
   next: Session | undefined;
@@ -65,7 +67,7 @@ export class Peer {
   }
 
   get hasSession(): boolean {
-    return this.previous !== undefined || this.current !== undefined || this.next !== undefined;
+    return (this.previous ?? this.current ?? this.next ?? this.older) !== undefined;
   }
 }
 

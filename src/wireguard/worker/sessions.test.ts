@@ -55,6 +55,22 @@ test("a peer put to sleep sends with nothing, and decrypts with its last session
   assert.deepEqual(ended, []);
 });
 
+test("a sleep keeps both sessions of two handshakes that crossed: the other side may be sending with either", () => {
+  const { sessions, peer, install } = setup();
+  const theirs = install("responder");
+  sessions.confirm(peer);
+  const ours = install("initiator");
+  sessions.retire(peer);
+  assert.equal(sessions.find(theirs.localIndex), theirs);
+  assert.equal(sessions.find(ours.localIndex), ours);
+  install("initiator");
+  sessions.retire(peer);
+  assert.ok(sessions.size <= 3);
+  sessions.expire(peer, 1000, 0);
+  assert.equal(sessions.size, 0);
+  assert.equal(peer.hasSession, false);
+});
+
 test("both sides waking at once keep what the other one may be sending with", () => {
   const { sessions, peer, install } = setup();
   const last = install("initiator");

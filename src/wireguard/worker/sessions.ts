@@ -82,7 +82,7 @@ class KeyPool {
  *   responder's session      next = new; current keeps sending, previous stays
  *   first packet on next     previous = current, current = next; when current was installed after next (both sides began at
  *                            once), the one that both sides choose alike is current and the other previous
- *   peer put to sleep        previous = current: it decrypts what is under way, a wake begins with a new handshake
+ *   peer put to sleep        older = previous, previous = current: they decrypt what is under way, a wake begins with a new handshake
  *
  * The paper's rotation drops more: the responder's previous, and the initiator's current while there is a next. The peer
  * may still be sending on those, and packets under way would be lost.
@@ -168,14 +168,16 @@ export class Sessions {
    */
   retire(peer: Peer): void {
     if (!peer.current) return;
-    this.#drop(peer.previous);
+    // Where both sides began at once the remote may be sending with the other of two equally new sessions.
+    this.#drop(peer.older);
+    peer.older = peer.previous;
     peer.previous = peer.current;
     peer.current = undefined;
   }
 
   /** Drops sessions of the peer that are `age` or older at `now`; all for age 0. */
   expire(peer: Peer, now: number, age: number): void {
-    for (const session of [peer.previous, peer.current, peer.next]) {
+    for (const session of [peer.older, peer.previous, peer.current, peer.next]) {
       if (session && now - session.createdAt >= age) this.#remove(session);
     }
   }
@@ -189,6 +191,7 @@ export class Sessions {
 
   #remove(session: Session): void {
     const { peer } = session;
+    if (peer.older === session) peer.older = undefined;
     if (peer.previous === session) peer.previous = undefined;
     if (peer.current === session) peer.current = undefined;
     if (peer.next === session) peer.next = undefined;
