@@ -89,9 +89,9 @@ export class SimPlane implements Plane {
   readonly #hinted = new Map<number, string>();
   #timer: Timer | undefined;
   #timerAt = Number.POSITIVE_INFINITY;
-  #busyUntil: Millis = 0;
-  /** Commands and reports under way. */
-  readonly #queue: (() => void)[] = [];
+  /** Under way between the two threads. */
+  readonly #commands: (() => void)[] = [];
+  readonly #reports: (() => void)[] = [];
   #closed = false;
 
   constructor(deps: SimPlaneDeps) {
@@ -167,7 +167,7 @@ export class SimPlane implements Plane {
       const peer = this.#peers.active(slot);
       if (!peer || peer.asleep) return;
       this.#takePath(peer, path);
-      this.#flushStaged(peer);
+      this.#pathGiven(peer);
     });
   }
 
@@ -267,6 +267,8 @@ export class SimPlane implements Plane {
 
   receive(datagram: Uint8Array, from: Endpoint): void {
     if (this.#closed) return;
+    // The worker takes what is in the ring before it looks at what came.
+    for (const run of this.#commands.splice(0)) run();
     this.#datagram(datagram, { kind: "udp", endpoint: from });
     this.#armTimer();
   }
@@ -306,7 +308,7 @@ export class SimPlane implements Plane {
     this.#set(peer.slot, PeerField.lastRx, now);
     if (session === peer.next) {
       this.#sessions.confirm(peer);
-      this.#set(peer.slot, PeerField.sessionCreated, session.createdAt);
+      this.#set(peer.slot, PeerField.sessionCreated, peer.current?.createdAt ?? 0);
       this.#report("confirmed", { slot: peer.slot, localIndex: session.localIndex, source });
       this.#flushStaged(peer);
     }
@@ -349,7 +351,7 @@ export class SimPlane implements Plane {
       peer.pathHintAt = now;
       this.#report("pathHint", { slot: peer.slot, source, adopted });
     }
-    if (adopted) this.#flushStaged(peer);
+    if (adopted) this.#pathGiven(peer);
   }
 
   // Sleeping and staging
@@ -436,6 +438,12 @@ export class SimPlane implements Plane {
     }
   }
 
+  #pathGiven(peer: Peer): void {
+    this.#flushStaged(peer);
+    // The responder may not send before it saw a packet of ours.
+    if (peer.current?.initiator && peer.current.sendCounter === 0) this.#sendKeepalive(peer);
+  }
+
   // Sending
 
   #usable(peer: Peer): Session | undefined {
@@ -511,7 +519,7 @@ export class SimPlane implements Plane {
 
   #command(run: () => void): void {
     if (this.#closed) return;
-    this.#inOrder(() => {
+    this.#inOrder(this.#commands, () => {
       run();
       this.#armTimer();
     });
@@ -524,15 +532,14 @@ export class SimPlane implements Plane {
   }
 
   #report<Name extends keyof DataPlaneEvents>(name: Name, payload: DataPlaneEvents[Name]): void {
-    this.#inOrder(() => this.events.emit(name, payload));
+    this.#inOrder(this.#reports, () => this.events.emit(name, payload));
   }
 
-  #inOrder(run: () => void): void {
-    this.#queue.push(run);
-    this.#busyUntil = Math.max(this.#busyUntil, this.#now() + this.lag);
-    this.#clock.after(this.#busyUntil - this.#now(), () => {
-      const first = this.#queue.shift()!;
-      if (!this.#closed) first();
+  #inOrder(queue: (() => void)[], run: () => void): void {
+    queue.push(run);
+    this.#clock.after(this.lag, () => {
+      const first = queue.shift();
+      if (!this.#closed) first?.();
     });
   }
 
