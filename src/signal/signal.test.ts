@@ -11,7 +11,7 @@ import {
   type ServerHttp2Session,
   type ServerHttp2Stream,
 } from "node:http2";
-import { type AddressInfo, connect as connectTcp, createServer as createTcpServer, type Socket } from "node:net";
+import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -292,45 +292,6 @@ test("a recipient that does not read loses its stream, and others are not delaye
   await closed;
   assert.equal(stream.rstCode, 2);
   assert.ok(!signal.server.isRegistered(deafKey));
-});
-
-test("a connection that does not answer pings loses its streams, one that does keeps them", async () => {
-  const clock = new ManualClock();
-  await using signal = await host({}, 0, clock);
-  // A network that stops carrying, in front of one of two agents.
-  const wires: Socket[] = [];
-  const network = createTcpServer((near) => {
-    const far = connectTcp(signal.port.port, "127.0.0.1");
-    wires.push(near, far);
-    for (const wire of [near, far]) wire.on("error", () => {});
-    near.pipe(far).pipe(near);
-  }).listen(0, "127.0.0.1");
-  await once(network, "listening");
-  using gone = raw(`127.0.0.1:${(network.address() as AddressInfo).port}`);
-  using here = raw(signal.port.uri);
-  for (const [session, key] of [
-    [gone, "gone"],
-    [here, "here"],
-  ] as const)
-    await once(call(session, SIGNAL_STREAM_PATH, { [PEER_ID_HEADER]: key }), "response");
-  let pings = 0;
-  here.on("ping", () => pings++);
-  for (const wire of wires) wire.unpipe();
-  clock.advance(30_000);
-  await until("the ping", () => pings === 1);
-  await sleep(20);
-  clock.advance(14_999);
-  assert.ok(signal.server.isRegistered("gone"));
-  clock.advance(1);
-  await until("the end of the silent one", () => !signal.server.isRegistered("gone"));
-  clock.advance(15_000);
-  await until("the next ping", () => pings === 2);
-  await sleep(20);
-  clock.advance(15_000);
-  await sleep(20);
-  assert.ok(signal.server.isRegistered("here"));
-  for (const wire of wires) wire.destroy();
-  network.close();
 });
 
 test("a recipient's queue is bounded in bytes", async () => {

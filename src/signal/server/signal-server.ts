@@ -1,7 +1,7 @@
-import type { Http2ServerRequest, Http2ServerResponse, Http2Session } from "node:http2";
+import type { Http2ServerRequest, Http2ServerResponse } from "node:http2";
 import { constants } from "node:http2";
 import type { Logger } from "#base/log.ts";
-import type { Clock, Millis, Timer } from "#base/time.ts";
+import type { Clock, Millis } from "#base/time.ts";
 import {
   encodeGrpcFrame,
   encodeGrpcMessage,
@@ -35,10 +35,6 @@ export interface SignalServerOptions {
   readonly writeTimeoutMs?: Millis;
   /** Bytes waiting for one recipient; a message beyond is lost, the stream stays. Default 8 MiB. */
   readonly queueMaxBytes?: number;
-  /** Pause between HTTP/2 pings on a connection that carries a stream. Default 30 s. */
-  readonly pingIntervalMs?: Millis;
-  /** Time for the answer to a ping; the connection is dropped after it. Default 15 s. */
-  readonly pingTimeoutMs?: Millis;
 }
 
 export interface SignalServerCounters {
@@ -73,14 +69,13 @@ interface Registration {
  *   handle(request) ── path ──> ConnectStream: HEADERS at once, then whatever Send brings, trailers at the end
  *                          └──> Send: parse, find the stream of remoteKey, write, answer
  *
- * It owns no socket: a server that shares a port hands it requests.
+ * It owns no socket: a server that shares a port hands it requests, and ends connections that died, as the front does.
  */
 export class SignalServer {
   readonly #clock: Clock;
   readonly #log: Logger;
   readonly #options: Required<SignalServerOptions>;
   readonly #registrations = new Map<string, Registration>();
-  readonly #pings = new Map<Http2Session, Timer>();
   readonly #counters = { registrations: 0, replaced: 0, received: 0, delivered: 0, unknownRecipient: 0, lost: 0 };
   #closed = false;
 
@@ -90,8 +85,6 @@ export class SignalServer {
     this.#options = {
       writeTimeoutMs: options.writeTimeoutMs ?? 10_000,
       queueMaxBytes: options.queueMaxBytes ?? 8 * 1024 * 1024,
-      pingIntervalMs: options.pingIntervalMs ?? 30_000,
-      pingTimeoutMs: options.pingTimeoutMs ?? 15_000,
     };
   }
 
@@ -132,8 +125,6 @@ export class SignalServer {
     for (const { response } of this.#registrations.values())
       finish(response, GrpcStatus.unavailable, "server is shutting down");
     this.#registrations.clear();
-    for (const timer of this.#pings.values()) timer.cancel();
-    this.#pings.clear();
   }
 
   /** ConnectStream. The newest stream of a key wins. */
@@ -163,8 +154,6 @@ export class SignalServer {
       });
       finish(previous.response, GrpcStatus.unknown, "peer registered again");
     }
-    const session = response.stream.session;
-    if (session) this.#keepAlive(session);
   }
 
   /** Send. */
@@ -237,27 +226,6 @@ export class SignalServer {
     // Trailers would wait behind the data that does not move.
     response.stream.close(constants.NGHTTP2_INTERNAL_ERROR);
     for (const lose of [...registration.waiting]) lose();
-  }
-
-  /** Pings a connection while it carries streams, so that streams of vanished agents go. */
-  #keepAlive(session: Http2Session): void {
-    if (this.#pings.has(session)) return;
-    session.once("close", () => {
-      this.#pings.get(session)?.cancel();
-      this.#pings.delete(session);
-    });
-    const arm = (): void => {
-      const timer = this.#clock.after(this.#options.pingIntervalMs, () => {
-        const deadline = this.#clock.after(this.#options.pingTimeoutMs, () => session.destroy());
-        this.#pings.set(session, deadline);
-        session.ping((error) => {
-          deadline.cancel();
-          if (!error && this.#pings.get(session) === deadline) arm();
-        });
-      });
-      this.#pings.set(session, timer);
-    };
-    arm();
   }
 }
 
