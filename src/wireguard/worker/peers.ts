@@ -27,7 +27,7 @@ export class Peer {
   /** The path takes many datagrams in one send. */
   gso = true;
 
-  /** Decrypts only: what a sleep displaced from `previous`, with which the remote may still be sending. */
+  /** Sessions from the oldest to the newest; only `current` sends. */
   older: Session | undefined;
   previous: Session | undefined;
   current: Session | undefined;

@@ -27,6 +27,9 @@ test("an initiator's session replaces the current one, which still decrypts", ()
   assert.equal(peer.current, second);
   assert.equal(peer.previous, first);
   const third = install("initiator");
+  assert.equal(peer.older, first);
+  assert.equal(sessions.find(first.localIndex), first);
+  install("initiator");
   assert.deepEqual(ended, [first.localIndex]);
   assert.equal(sessions.find(third.localIndex), third);
   assert.equal(sessions.find(first.localIndex), undefined);

@@ -82,10 +82,10 @@ class KeyPool {
  *   responder's session      next = new; current keeps sending, previous stays
  *   first packet on next     previous = current, current = next; when current was installed after next (both sides began at
  *                            once), the one that both sides choose alike is current and the other previous
- *   peer put to sleep        older = previous, previous = current: they decrypt what is under way, a wake begins with a new handshake
+ *   peer put to sleep        previous = current: it decrypts what is under way, a wake begins with a new handshake
  *
- * The paper's rotation drops more: the responder's previous, and the initiator's current while there is a next. The peer
- * may still be sending on those, and packets under way would be lost.
+ * The session before previous is kept as `older`. The paper's rotation drops more: that one, the responder's previous, and
+ * the initiator's current while there is a next. The peer may still be sending on those, and packets under way would be lost.
  */
 export class Sessions {
   readonly #byIndex = new Map<number, Session>();
@@ -136,11 +136,11 @@ export class Sessions {
       rank(current) > rank(session)
     ) {
       // The peer's handshake began after ours and is confirmed already; both go on with the peer's.
-      this.#drop(peer.previous);
+      this.#displace(peer);
       peer.previous = session;
     } else {
       if (current) {
-        this.#drop(peer.previous);
+        this.#displace(peer);
         peer.previous = current;
       }
       peer.current = session;
@@ -155,7 +155,7 @@ export class Sessions {
     const isCrossed = current?.initiator && next && next.installed < current.installed;
     const keepsCurrent = isCrossed && rank(current) > rank(next);
     if (current) {
-      this.#drop(peer.previous);
+      this.#displace(peer);
       peer.previous = keepsCurrent ? next : current;
     }
     if (!keepsCurrent) peer.current = next;
@@ -168,9 +168,7 @@ export class Sessions {
    */
   retire(peer: Peer): void {
     if (!peer.current) return;
-    // Where both sides began at once the remote may be sending with the other of two equally new sessions.
-    this.#drop(peer.older);
-    peer.older = peer.previous;
+    this.#displace(peer);
     peer.previous = peer.current;
     peer.current = undefined;
   }
@@ -187,6 +185,16 @@ export class Sessions {
     this.#byIndex.clear();
     this.#last = undefined;
     this.#keys.wipe();
+  }
+
+  /**
+   * Makes room for another previous session. The one before still decrypts: where both sides began at once there are two new
+   * sessions within a round trip, and the remote may be sending with the third last.
+   */
+  #displace(peer: Peer): void {
+    this.#drop(peer.older);
+    peer.older = peer.previous;
+    peer.previous = undefined;
   }
 
   #remove(session: Session): void {
