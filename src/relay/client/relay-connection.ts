@@ -35,8 +35,11 @@ export const QUICK_PING_TIMEOUT_MS: Millis = 2_000;
 /** Between two such probes; longer than one takes. */
 export const PROBE_GAP_MS: Millis = 3_000;
 
-/** Limits of what waits to be sent; see FlowQueue. */
-const QUEUE = { maxBytes: 256 * 1024, maxAgeMs: 250, maxHandshakeBytes: 64 * 1024 } as const;
+/**
+ * Limits of what waits to be sent; see FlowQueue. What waited for a peer to wake (1 MiB at most) comes at once, and TCP takes
+ * some round trips to let it through.
+ */
+const QUEUE = { maxBytes: 1280 * 1024, maxAgeMs: 1000, maxHandshakeBytes: 64 * 1024 } as const;
 /** A relay that takes nothing for so long is left. */
 const STALL_MS: Millis = 10_000;
 /**

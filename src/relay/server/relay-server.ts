@@ -35,9 +35,9 @@ export interface RelayServerOptions {
   readonly tokenKey: Uint8Array;
   /** From the upgrade to a valid Auth. Default 10 s. */
   readonly authTimeoutMs?: Millis;
-  /** Bytes of data waiting for one agent; the oldest of the longest flow is dropped above it. Default 256 KiB. */
+  /** Bytes of data waiting for one agent; the oldest of the longest flow is dropped above it. Default 1280 KiB. */
   readonly queueMaxBytes?: number;
-  /** Data that waited longer is dropped. Default 250 ms. */
+  /** Data that waited longer is dropped. Default 1 s. */
   readonly queueMaxAgeMs?: Millis;
   /** An agent that takes nothing for so long is dropped. Default 10 s. */
   readonly stallMs?: Millis;
@@ -123,8 +123,8 @@ export class RelayServer {
       instanceUrl: options.instanceUrl,
       tokenKey: options.tokenKey,
       authTimeoutMs: options.authTimeoutMs ?? 10_000,
-      queueMaxBytes: options.queueMaxBytes ?? 256 * 1024,
-      queueMaxAgeMs: options.queueMaxAgeMs ?? 250,
+      queueMaxBytes: options.queueMaxBytes ?? 1280 * 1024,
+      queueMaxAgeMs: options.queueMaxAgeMs ?? 1000,
       stallMs: options.stallMs ?? 10_000,
       healthIntervalMs: options.healthIntervalMs ?? 25_000,
       healthWindowMs: options.healthWindowMs ?? 45_000,
