@@ -50,8 +50,13 @@ export function buildStatus(sources: StatusSources): AgentStatus {
     stuns: session ? stunStatus(session) : [],
     serial: session?.engine.model.serial ?? 0,
     peers: session ? peerStatuses(session, sources.isPinned) : [],
-    counters: session?.device.counters() ?? new Map(),
+    counters: session ? counters(session) : new Map(),
   };
+}
+
+/** The device's, and what the relay client could not pass on. */
+function counters(session: Session): AgentStatus["counters"] {
+  return new Map([...session.device.counters(), ["drop-relay-client", session.relay.counters().dropped]]);
 }
 
 function lazyStatus(settings: AgentSettings | undefined, session: Session | undefined): AgentStatus["lazy"] {
