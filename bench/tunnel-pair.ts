@@ -1,6 +1,7 @@
 import { type ChildProcess, execFile } from "node:child_process";
 import { once } from "node:events";
 import { readdirSync, readFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -101,7 +102,12 @@ export class TunnelPair implements AsyncDisposable {
     };
     const { checkout } = this.program as Program & { kind: "perch" };
     const script = join(checkout ?? resolve(import.meta.dirname, ".."), "bench/throughput-end.ts");
-    return this.hosts[me].spawnNode(script, [JSON.stringify(options)], { stdio: ["pipe", "pipe", "inherit"] });
+    // As scripts/node starts Perch.
+    const env = { NODE_COMPILE_CACHE: join(tmpdir(), "perch-bench-cache") };
+    return this.hosts[me].spawnNode(script, [JSON.stringify(options)], {
+      stdio: ["pipe", "pipe", "inherit"],
+      env: { ...process.env, ...env },
+    });
   }
 
   #wireguardGo(me: 0 | 1, binary: string): ChildProcess {
