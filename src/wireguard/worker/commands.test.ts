@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { parseIp } from "#base/ip.ts";
 import { CommandSender } from "./commands.ts";
-import { Command, RecordField } from "./records.ts";
+import { Command, RecordField, Report } from "./records.ts";
 import { Ring } from "./ring.ts";
 
 function setup() {
@@ -75,4 +75,10 @@ test("once closed, what waits and what comes is forgotten and its keys are wiped
   });
   assert.ok(keys.every((key) => key.every((byte) => byte === 0)));
   assert.ok(slots().length < 19);
+});
+
+test("each command and each report has a number of its own", () => {
+  for (const numbers of [Object.values(Command), Object.values(Report)]) {
+    assert.equal(new Set<number>(numbers).size, numbers.length);
+  }
 });

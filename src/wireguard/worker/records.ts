@@ -68,7 +68,7 @@ export const Command = {
   /** The set that was begun is in force. */
   filterCommit: 16,
   /** payload: the secret that cookies are made with, 32 bytes. */
-  setCookieSecret: 14,
+  setCookieSecret: 17,
 } as const;
 export type Command = (typeof Command)[keyof typeof Command];
 
