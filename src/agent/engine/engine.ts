@@ -13,6 +13,7 @@ import type { SignalClient } from "#signal/client/signal-client.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
 import { ConnectionManager } from "../connections/connection-manager.ts";
 import { AgentError } from "../errors.ts";
+import { Firewall, type FirewallStatus } from "../firewall/firewall.ts";
 import { DirectPaths } from "../peer/direct-paths.ts";
 import type { PeerConnection } from "../peer/peer-connection.ts";
 import { RelayPaths } from "../peer/relay-paths.ts";
@@ -67,6 +68,7 @@ export class Engine {
   readonly #deps: EngineDeps;
   readonly #ownKey: PublicKey;
   readonly #watch: NetworkWatch;
+  readonly #firewall: Firewall;
   readonly #unsubscribe: (() => void)[] = [];
   #own: OwnConfig;
   #model: NetworkModel = EMPTY_MODEL;
@@ -88,6 +90,7 @@ export class Engine {
     this.#book = new PeerBook(options.ownKey);
     this.#hostRoutes.setRanges(overlayRanges(options.own), []);
     this.#localLazy = options.lazy;
+    this.#firewall = new Firewall(deps, options.own);
     this.direct = new DirectPaths(deps, { allowed: !options.forceRelay, overlay: overlayRanges(options.own) });
     this.relays = new RelayPaths(deps.relay);
     this.connections = new ConnectionManager(
@@ -121,6 +124,11 @@ export class Engine {
 
   get model(): NetworkModel {
     return this.#model;
+  }
+
+  /** What the network's access rules are, as enforced. */
+  get firewall(): FirewallStatus {
+    return this.#firewall.status;
   }
 
   /** What we have of the map, for a server that sends what changed since. */
@@ -161,6 +169,9 @@ export class Engine {
       this.#deps.log.info("older network map ignored", { serial, applied: this.#model.serial });
       return;
     }
+    // Before the peers: one that is let in by nothing is never there without a word about it.
+    if (part) this.#firewall.applyPart(part);
+    else if (map) this.#firewall.applyMap(map);
     const difference = createDifference();
     if (map) this.#applyHead(map, difference);
     if (part) this.#book.applyPart(part, difference);
@@ -249,6 +260,7 @@ export class Engine {
   #applyOwn(own: OwnConfig): void {
     const before = this.#own;
     this.#own = own;
+    this.#firewall.setOwn(own);
     if (own.lazy !== before.lazy) this.connections.setLazy(this.#wantLazy());
     const text = ({ address, address6 }: OwnConfig): string =>
       [address, ...(address6 ? [address6] : [])].map(formatPrefix).join();

@@ -1,0 +1,108 @@
+import { Engine, type EngineDeps } from "#agent/engine/engine.ts";
+import { Emitter } from "#base/emitter.ts";
+import { type IpAddress, type Prefix, parsePrefix } from "#base/ip.ts";
+import { PrivateKey, type PublicKey } from "#base/keys.ts";
+import { silentLogger } from "#base/log.ts";
+import type { Clock } from "#base/time.ts";
+import type { Body } from "#gen/signal_pb.ts";
+import { RelayClient } from "#relay/client/relay-client.ts";
+import { EmbeddedDevice, type Plane } from "#wireguard/embedded-device.ts";
+import type { DataPlaneEvents } from "#wireguard/worker/data-plane.ts";
+
+const NO_COUNTERS = {
+  rxBytes: 0,
+  txBytes: 0,
+  lastDataRx: 0,
+  lastDataTx: 0,
+  lastRx: 0,
+  stagedBytes: 0,
+  sessionCreated: 0,
+  lastTx: 0,
+};
+
+/** What a lone agent did to the world outside. */
+export interface LoneAgent {
+  readonly engine: Engine;
+  readonly device: EmbeddedDevice;
+  readonly events: Emitter<DataPlaneEvents>;
+  readonly key: PrivateKey;
+  /** Signal messages it wanted to send. */
+  readonly sent: { readonly to: PublicKey; readonly body: Body }[];
+  /** Commands to the data worker by name. */
+  readonly commands: Map<string, number>;
+  close(): void;
+}
+
+/**
+ * Everything of an agent that runs on the main thread, for a network of any size: real engine, connections, device and
+ * relay client, in which the data worker, signal and the system are replaced by ones that only count.
+ */
+export function createLoneAgent(clock: Clock, network: Prefix, options: { readonly lazy?: boolean } = {}): LoneAgent {
+  const key = PrivateKey.generate();
+  const events = new Emitter<DataPlaneEvents>();
+  const commands = new Map<string, number>();
+  const facts: Partial<Plane> = {
+    events,
+    features: [],
+    interfaceName: "perch0",
+    listenPort: 51820,
+    handshakeLoad: 0,
+    peerCounters: () => NO_COUNTERS,
+    counters: () => new Map(),
+    close: async () => {},
+  };
+  const plane = new Proxy(facts, {
+    get: (known, name: string) =>
+      name in known
+        ? known[name as keyof Plane]
+        : () => {
+            commands.set(name, (commands.get(name) ?? 0) + 1);
+          },
+  }) as Plane;
+  const device = new EmbeddedDevice({ clock, log: silentLogger, plane }, { privateKey: key, mtu: 1420 });
+  const relay = new RelayClient({ clock, log: silentLogger }, { key: key.publicKey });
+  const sent: { to: PublicKey; body: Body }[] = [];
+  const signal = {
+    events: new Emitter(),
+    noteNetworkChange() {},
+    send: async (to: PublicKey, body: Body) => {
+      sent.push({ to, body });
+      return { delivered: true };
+    },
+  };
+  const address = `${network.address.split(".").slice(0, 2).join(".")}.0.1` as IpAddress;
+  const engine = new Engine(
+    {
+      clock,
+      log: silentLogger,
+      device,
+      signal,
+      relay,
+      tunnel: { apply: async () => [] },
+      management: { reconnect() {} },
+      changed: () => {},
+      interfaces: () => ({}),
+    } as unknown as EngineDeps,
+    {
+      ownKey: key.publicKey,
+      own: { address: { address, bits: network.bits }, address6: undefined, fqdn: "me.perch.test", lazy: true },
+      presharedKey: undefined,
+      lazy: options.lazy,
+      inactivityThreshold: 15 * 60_000,
+      pinned: new Set(),
+      forceRelay: false,
+    },
+  );
+  const close = (): void => {
+    engine.close();
+    void device.close();
+    void relay.close();
+  };
+  return { engine, device, events, key, sent, commands, close };
+}
+
+/** The network of lone agents. */
+export const LONE_NETWORK = {
+  network: parsePrefix("100.70.0.0/16"),
+  network6: parsePrefix("fd12:3456:789a:bcde::/64"),
+};
