@@ -58,6 +58,16 @@ test("a peer put to sleep sends with nothing, and decrypts with its last session
   assert.deepEqual(ended, []);
 });
 
+test("a session that was never confirmed still decrypts when the next handshake takes its place", () => {
+  const { sessions, peer, install, ended } = setup();
+  const first = install("responder");
+  const second = install("responder");
+  assert.equal(peer.next, second);
+  assert.equal(sessions.find(first.localIndex), first);
+  install("responder");
+  assert.deepEqual(ended, [first.localIndex]);
+});
+
 test("a sleep keeps both sessions of two handshakes that crossed: the other side may be sending with either", () => {
   const { sessions, peer, install } = setup();
   const theirs = install("responder");

@@ -127,7 +127,11 @@ export class Sessions {
     session.installed = this.#installs++;
     const { current } = peer;
     if (!options.initiator) {
-      this.#drop(peer.next);
+      if (peer.next) {
+        // The peer may have begun to send with it, and its packets may have met a dead path: they come after this handshake.
+        this.#drop(peer.older);
+        peer.older = peer.next;
+      }
       peer.next = session;
     } else if (
       current &&
