@@ -1,19 +1,17 @@
 /**
  * Loaded into a daemon under measurement (`--import`): on SIGUSR2 it collects garbage and writes what the process costs, as
- * one line of JSON, to the file that PERCH_PROBE_FILE names. The product does not know of it.
+ * one line of JSON, to standard error, which is the daemon's log. The product does not know of it.
  */
-import { readdirSync, writeFileSync } from "node:fs";
+import { readdirSync } from "node:fs";
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 
 /** What the probe writes. Bytes; `loopMaxMs` is the longest time the event loop was held up since the line before. */
 export interface ProbeLine {
-  readonly number: number;
   readonly rss: number;
   readonly heapUsed: number;
   readonly external: number;
-  readonly arrayBuffers: number;
   readonly descriptors: number;
   readonly timers: number;
   readonly loopMaxMs: number;
@@ -21,30 +19,28 @@ export interface ProbeLine {
   readonly cpuMs: number;
 }
 
-const file = process.env.PERCH_PROBE_FILE;
-if (file !== undefined) {
+const COLLECTIONS = 3;
+
+if (process.argv.includes("run")) {
   setFlagsFromString("--expose-gc");
   const collect = runInNewContext("gc") as () => void;
   const delay = monitorEventLoopDelay({ resolution: 1 });
   delay.enable();
-  let number = 0;
   process.on("SIGUSR2", () => {
     const loopMaxMs = delay.max / 1e6;
-    for (let round = 0; round < 3; round++) collect();
-    // A second look: what the collections freed goes back to the system a little later.
-    setTimeout(() => {
-      collect();
-      const { rss, heapUsed, external, arrayBuffers } = process.memoryUsage();
-      const { user, system } = process.cpuUsage();
-      const line: ProbeLine = {
-        number: ++number,
-        ...{ rss, heapUsed, external, arrayBuffers, loopMaxMs },
-        descriptors: readdirSync("/proc/self/fd").length,
-        timers: process.getActiveResourcesInfo().filter((name) => name === "Timeout").length,
-        cpuMs: (user + system) / 1000,
-      };
-      delay.reset();
-      writeFileSync(file, JSON.stringify(line));
-    }, 500);
+    for (let round = 0; round < COLLECTIONS; round++) collect();
+    const { rss, heapUsed, external } = process.memoryUsage();
+    const { user, system } = process.cpuUsage();
+    const line: ProbeLine = {
+      ...{ rss, heapUsed, external, loopMaxMs },
+      descriptors: readdirSync("/proc/self/fd").length,
+      timers: process.getActiveResourcesInfo().filter((name) => name === "Timeout").length,
+      cpuMs: (user + system) / 1000,
+    };
+    process.stderr.write(`PROBE ${JSON.stringify(line)}\n`);
+    delay.reset();
+    delay.enable();
   });
+  // The measurement of the loop wakes the process a thousand times a second; until the next SIGUSR2 it is off.
+  process.on("SIGWINCH", () => delay.disable());
 }

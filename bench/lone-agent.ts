@@ -1,6 +1,7 @@
+import type { networkInterfaces } from "node:os";
 import { Engine, type EngineDeps } from "#agent/engine/engine.ts";
 import { Emitter } from "#base/emitter.ts";
-import { type IpAddress, type Prefix, parsePrefix } from "#base/ip.ts";
+import { parsePrefix } from "#base/ip.ts";
 import { PrivateKey, type PublicKey } from "#base/keys.ts";
 import { silentLogger } from "#base/log.ts";
 import type { Clock } from "#base/time.ts";
@@ -20,6 +21,19 @@ const NO_COUNTERS = {
   lastTx: 0,
 };
 
+const INTERFACES: ReturnType<typeof networkInterfaces> = {
+  eth0: [
+    {
+      address: "192.0.2.1",
+      netmask: "255.255.255.0",
+      family: "IPv4",
+      mac: "02:00:00:00:00:01",
+      internal: false,
+      cidr: "192.0.2.1/24",
+    },
+  ],
+};
+
 /** What a lone agent did to the world outside. */
 export interface LoneAgent {
   readonly engine: Engine;
@@ -37,7 +51,7 @@ export interface LoneAgent {
  * Everything of an agent that runs on the main thread, for a network of any size: real engine, connections, device and
  * relay client, in which the data worker, signal and the system are replaced by ones that only count.
  */
-export function createLoneAgent(clock: Clock, network: Prefix, options: { readonly lazy?: boolean } = {}): LoneAgent {
+export function createLoneAgent(clock: Clock): LoneAgent {
   const key = PrivateKey.generate();
   const events = new Emitter<DataPlaneEvents>();
   const commands = new Map<string, number>();
@@ -70,7 +84,6 @@ export function createLoneAgent(clock: Clock, network: Prefix, options: { readon
       return { delivered: true };
     },
   };
-  const address = `${network.address.split(".").slice(0, 2).join(".")}.0.1` as IpAddress;
   const engine = new Engine(
     {
       clock,
@@ -81,13 +94,18 @@ export function createLoneAgent(clock: Clock, network: Prefix, options: { readon
       tunnel: { apply: async () => [] },
       management: { reconnect() {} },
       changed: () => {},
-      interfaces: () => ({}),
+      interfaces: () => INTERFACES,
     } as unknown as EngineDeps,
     {
       ownKey: key.publicKey,
-      own: { address: { address, bits: network.bits }, address6: undefined, fqdn: "me.perch.test", lazy: true },
+      own: {
+        address: parsePrefix("100.70.0.1/16"),
+        address6: parsePrefix("fd12:3456:789a:bcde::1/64"),
+        fqdn: "me.perch.test",
+        lazy: true,
+      },
       presharedKey: undefined,
-      lazy: options.lazy,
+      lazy: undefined,
       inactivityThreshold: 15 * 60_000,
       pinned: new Set(),
       forceRelay: false,
@@ -101,7 +119,7 @@ export function createLoneAgent(clock: Clock, network: Prefix, options: { readon
   return { engine, device, events, key, sent, commands, close };
 }
 
-/** The network of lone agents. */
+/** The network that lone agents are in, as 100.70.0.1 and ::1. */
 export const LONE_NETWORK = {
   network: parsePrefix("100.70.0.0/16"),
   network6: parsePrefix("fd12:3456:789a:bcde::/64"),

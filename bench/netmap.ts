@@ -32,7 +32,7 @@ function measure(count: number, rounds: number): BenchResult[] {
   const state = new AccountState(account, "perch.internal");
   const encoder = new MapEncoder(state);
   const [receiver] = account.peers as [Peer];
-  const agent = createLoneAgent(systemClock, account.network);
+  const agent = createLoneAgent(systemClock);
   const wire = new Wire();
   const of = (what: string) => `${count} peers, ${what}`;
   const results: BenchResult[] = [];
@@ -102,7 +102,7 @@ function measure(count: number, rounds: number): BenchResult[] {
   agent.close();
 
   // As other servers send it.
-  const classic = createLoneAgent(systemClock, account.network);
+  const classic = createLoneAgent(systemClock);
   const encode: number[] = [];
   const whole: ReturnType<Wire["apply"]>[] = [];
   let size = 0;

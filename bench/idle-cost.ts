@@ -1,0 +1,93 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { ensurePrivileges } from "../lab/rootless.ts";
+import { WakePair } from "../lab/wake-pair.ts";
+import { type Bench, type BenchResult, quantile } from "./bench.ts";
+import { BigLab, countSleeps } from "./big-lab.ts";
+
+const WATCH_MS = 10_000;
+
+interface Cost {
+  readonly peers: number;
+  readonly rss: number;
+  readonly heap: number;
+  readonly descriptors: number;
+  readonly timers: number;
+  readonly sleeps: number;
+  readonly startMs: number;
+  readonly startLoopMs: number;
+  readonly changeMs: number;
+  readonly wakes: readonly number[];
+}
+
+/**
+ * What peers that sleep cost a real agent on a network of that size: memory, descriptors, timers, times its threads go to
+ * sleep in 10 s without traffic (each is a wake-up), the start with a whole map, a map with one peer less, and the wake of one
+ * of them. Memory is measured after a collection, when the system has got back what it freed.
+ */
+export const bench: Bench = async ({ quick, say }) => {
+  await ensurePrivileges();
+  const costs: Cost[] = [];
+  for (const peers of quick ? [10, 1_000] : [10, 10_000, 50_000]) {
+    say(`${peers} peers`);
+    costs.push(await measure(peers, quick ? 2 : 20));
+  }
+  const results: BenchResult[] = costs.flatMap((cost) => {
+    const line = (name: string, unit: string, perch: number, samples = 1): BenchResult => ({
+      name: `${cost.peers} idle peers: ${name}`,
+      ...{ unit, perch, samples, others: {} },
+    });
+    return [
+      line("memory", "MB", cost.rss / 1e6),
+      line("descriptors", "", cost.descriptors),
+      line("timers", "", cost.timers),
+      line("wake-ups in 10 s", "", cost.sleeps),
+      line("start to ready", "ms", cost.startMs),
+      line("longest stall of the start", "ms", cost.startLoopMs),
+      line("map with one peer less applied", "ms", cost.changeMs),
+      line("first reply of a wake, median", "ms", quantile(cost.wakes, 0.5), cost.wakes.length),
+    ];
+  });
+  const [small, large] = costs.slice(-2) as [Cost, Cost];
+  const slope = (of: "rss" | "heap"): number => (large[of] - small[of]) / (large.peers - small.peers);
+  const between = `between ${small.peers} and ${large.peers}`;
+  return [
+    ...results,
+    { name: `memory per idle peer, ${between}`, unit: "B", perch: slope("rss"), others: {}, samples: 1 },
+    { name: `heap per idle peer, ${between}`, unit: "B", perch: slope("heap"), others: {}, samples: 1 },
+  ];
+};
+
+async function measure(peers: number, wakes: number): Promise<Cost> {
+  await using lab = await BigLab.start(peers);
+  const { network } = lab;
+  const agent = network.agent("alder");
+  const startedAt = performance.now();
+  await network.restartAgent("alder");
+  const startMs = performance.now() - startedAt;
+  const { loopMaxMs: startLoopMs } = await lab.probe(agent);
+  const memory = await lab.settled(agent);
+  process.kill(agent.pid!, "SIGWINCH");
+  await sleep(100);
+  const before = countSleeps(agent.pid!);
+  await sleep(WATCH_MS);
+  const sleeps = countSleeps(agent.pid!) - before;
+  const applied = (): number[] =>
+    [...agent.log.matchAll(/network map applied.* added=(\d+) changed=(\d+) .*elapsedMs=([\d.]+)/g)].map((match) =>
+      Number(match[3]),
+    );
+  const seen = applied().length;
+  const { code, stderr } = await network.perchServer(["peers", "delete", "host-00000"]);
+  if (code !== 0) throw new Error(`cannot delete a peer: ${stderr}`);
+  for (let tries = 0; tries < 100 && applied().length === seen; tries++) await sleep(50);
+  const changeMs = applied()[seen] ?? Number.NaN;
+  const first: number[] = [];
+  await using pair = await WakePair.start(network, "alder", "birch");
+  for (let wake = 0; wake <= wakes; wake++) {
+    const { result } = await pair.wake("udp", { settleMs: 20 });
+    await pair.sleep();
+    // The first is the one that finds an endpoint.
+    if (wake > 0) first.push(result.firstMs);
+  }
+  const { rss, heapUsed: heap, descriptors, timers } = memory;
+  return { peers, rss, heap, descriptors, timers, sleeps, startMs, startLoopMs, changeMs, wakes: first };
+}
