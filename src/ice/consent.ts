@@ -31,7 +31,15 @@ export interface Selection {
 export function createSelection(pair: ValidPair, confirmed: boolean, now: Millis): Selection {
   // A pair that answered long ago is checked at once.
   const nextAt = Math.max(now, pair.state.answeredAt + CONSENT_INTERVAL);
-  return { pair, since: now, confirmed, unanswered: 0, nextAt, suspicion: undefined, suspectedAt: Number.NEGATIVE_INFINITY };
+  return {
+    pair,
+    since: now,
+    confirmed,
+    unanswered: 0,
+    nextAt,
+    suspicion: undefined,
+    suspectedAt: Number.NEGATIVE_INFINITY,
+  };
 }
 
 /** A check went out; sets when the next one is due. */
