@@ -9,6 +9,7 @@ import { PROTOCOL_VERSION } from "#base/version.ts";
 import { type NetworkMap, type PerchHeldMap, PerchHeldMapSchema, type SyncResponse } from "#gen/management_pb.ts";
 import type { ManagementClient } from "#management/client/management-client.ts";
 import type { RelayClient } from "#relay/client/relay-client.ts";
+import { isHandshake } from "#relay/protocol/messages.ts";
 import type { SignalClient } from "#signal/client/signal-client.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
 import { ConnectionManager } from "../connections/connection-manager.ts";
@@ -109,11 +110,18 @@ export class Engine {
     const { device, signal, relay } = deps;
     this.#unsubscribe.push(
       device.events.on("relay-out", ({ key, datagram }) => void this.relays.send(key, datagram)),
-      relay.events.on("datagram", ({ from, datagram }) => this.connections.receiveRelayed(from, datagram)),
+      relay.events.on("datagram", ({ from, datagram, server }) => {
+        if (isHandshake(datagram) && this.relays.noteHandshake(from, server)) this.#relayChanged();
+        this.connections.receiveRelayed(from, datagram);
+      }),
       relay.events.on("home", () => this.#relayChanged()),
+      relay.events.on("foreign", () => this.#relayChanged()),
       relay.events.on("lost", () => this.#relayChanged()),
       signal.events.on("message", ({ from, body }) => this.connections.receiveSignal(from, body)),
-      signal.events.on("state", () => deps.changed(undefined)),
+      signal.events.on("state", ({ connected }) => {
+        if (connected) this.connections.signalReturned();
+        deps.changed(undefined);
+      }),
     );
     this.#watch = new NetworkWatch(deps.clock, device.interfaceName, () => this.#networkChanged(), deps.interfaces);
   }
