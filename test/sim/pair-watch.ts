@@ -2,7 +2,7 @@ import type { PeerConnection } from "#agent/peer/peer-connection.ts";
 import type { PublicKey } from "#base/keys.ts";
 import type { Millis } from "#base/time.ts";
 import { isDirectPossible } from "./internet.ts";
-import type { SimMachine } from "./sim-machine.ts";
+import type { SimAgent, SimMachine } from "./sim-machine.ts";
 import type { PacketRecord, SimWorld } from "./sim-world.ts";
 
 /** Longest that two ends may differ about sleeping while signal works. */
@@ -48,6 +48,7 @@ export class PairWatch {
   readonly #differSince = new Map<string, Millis>();
   #disturbedAt: Millis = 0;
   readonly #startedAt = new Map<SimMachine, Millis[]>();
+  readonly #awakeSince = new Map<PeerConnection, Millis>();
   readonly #idleSince = new Map<PeerConnection, Millis>();
   readonly #lives = new Map<SimMachine, number>();
 
@@ -77,19 +78,19 @@ export class PairWatch {
   noteSent(from: SimMachine): void {
     const { agent } = from;
     if (!agent) return;
-    for (const peer of agent.engine.connections.peers) if (this.#mayBeHeard(peer)) return;
+    for (const peer of agent.engine.connections.peers) if (this.#mayBeHeard(agent, peer)) return;
     this.#violate(`${from.name} sent a datagram to a peer while all its peers are idle`);
   }
 
   noteRelayed(from: SimMachine, to: PublicKey): void {
     const peer = from.agent?.engine.connections.find(to);
-    if (peer && !this.#mayBeHeard(peer))
+    if (peer && !this.#mayBeHeard(from.agent!, peer))
       this.#violate(`${from.name} sent a relayed datagram to its idle peer ${peer.info.fqdn}`);
   }
 
   /** What the other thread sent in the instant before leaves in the instant after. */
-  #mayBeHeard(peer: PeerConnection): boolean {
-    const { now } = this.#world;
+  #mayBeHeard({ clock }: SimAgent, peer: PeerConnection): boolean {
+    const now = clock.now();
     return peer.awake || now - (this.#idleSince.get(peer) ?? now) <= LAG_MAX;
   }
 
@@ -156,8 +157,11 @@ export class PairWatch {
     const { agent } = machine;
     if (!agent) return;
     for (const peer of agent.engine.connections.peers) {
+      // The machine's own time: what was under way when it was suspended leaves after that.
       if (peer.awake) this.#idleSince.delete(peer);
-      else if (!this.#idleSince.has(peer)) this.#idleSince.set(peer, this.#world.now);
+      else if (!this.#idleSince.has(peer)) this.#idleSince.set(peer, agent.clock.now());
+      if (!peer.awake) this.#awakeSince.delete(peer);
+      else if (!this.#awakeSince.has(peer)) this.#awakeSince.set(peer, this.#world.now);
     }
     for (const [key, count] of agent.iceSessions) {
       if (count > 1) this.#violate(`${machine.name} has ${count} ICE agents for ${key.slice(0, 6)}`);
@@ -190,11 +194,9 @@ export class PairWatch {
   }
 
   #knowsFormerLife(awake: SimMachine, other: SimMachine): boolean {
-    const { wokeAt } = awake.peer(other);
+    const awakeSince = this.#awakeSince.get(awake.peer(other));
     const started = this.#startedAt.get(other) ?? [];
-    if (wokeAt === undefined || started.length < 2) return false;
-    const wokenFor = awake.agent!.clock.now() - wokeAt;
-    return started.at(-1)! > this.#world.now - wokenFor;
+    return awakeSince !== undefined && started.length > 1 && started.at(-1)! >= awakeSince;
   }
 
   /** Somebody wants this pair awake: a permanent end, or one that came back after a GO_IDLE. */

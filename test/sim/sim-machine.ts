@@ -1,6 +1,7 @@
 import { create } from "@bufbuild/protobuf";
 import { Engine, type EngineDeps } from "#agent/engine/engine.ts";
 import type { PeerConnection } from "#agent/peer/peer-connection.ts";
+import { retryTogether, ServiceRecorder } from "#agent/service-recorder.ts";
 import { type Endpoint, formatEndpoint, parseIp, parsePrefix } from "#base/ip.ts";
 import { PrivateKey, type PublicKey } from "#base/keys.ts";
 import { createLogger, type Logger, silentLogger } from "#base/log.ts";
@@ -146,6 +147,14 @@ export class SimMachine implements StreamHost {
     });
     const iceSessions = new Map<PublicKey, number>();
     countIceSessions(engine, iceSessions);
+    // As session.ts does.
+    const [signalState, relayState] = [new ServiceRecorder(clock, () => {}), new ServiceRecorder(clock, () => {})];
+    signal.events.on("state", (state) => signalState.note(state));
+    relay.events.on("home", (state) => relayState.note(state));
+    retryTogether([
+      { recorder: signalState, retry: () => signal.noteNetworkChange() },
+      { recorder: relayState, retry: () => relay.noteNetworkChange() },
+    ]);
     this.agent = { clock, plane, device, signal, relay, engine, iceSessions };
     this.onStart();
     signal.start();
