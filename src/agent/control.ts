@@ -2,6 +2,7 @@ import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
 import type { Millis } from "#base/time.ts";
 import type { AgentExamination, PairExamination } from "./examination.ts";
+import type { FirewallStatus } from "./firewall/firewall.ts";
 
 /**
  * What the daemon may ask of the agent. `status` never waits: it copies what the recorder holds. Everything that has to
@@ -81,6 +82,8 @@ export interface AgentStatus {
   readonly relays: readonly RelayStatus[];
   readonly stuns: readonly RelayStatus[];
   readonly serial: number;
+  /** Undefined while there is no tunnel. */
+  readonly firewall?: FirewallStatus | undefined;
   readonly peers: readonly PeerStatus[];
   /** Device counters by name: drops, staged bytes. */
   readonly counters: ReadonlyMap<string, number>;

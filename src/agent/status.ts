@@ -49,6 +49,7 @@ export function buildStatus(sources: StatusSources): AgentStatus {
     relays: session ? relayStatus(session) : [],
     stuns: session ? stunStatus(session) : [],
     serial: session?.engine.model.serial ?? 0,
+    firewall: session?.engine.firewall,
     peers: session ? peerStatuses(session, sources.isPinned) : [],
     counters: session ? counters(session) : new Map(),
   };

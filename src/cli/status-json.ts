@@ -67,6 +67,7 @@ function perchDocument({ head }: StatusView): Json {
     managementSince: timeText(head.management?.since ?? 0),
     signalSince: timeText(head.signal?.since ?? 0),
     networkSerial: Number(head.serial),
+    firewall: head.firewall ? { enforced: head.firewall.enforced, rules: head.firewall.rules } : null,
     peers: { total, idle, connecting, connected },
     settings: Object.fromEntries(head.settings.map(({ name, value, source }) => [name, { value, source }])),
     counters: head.counters,

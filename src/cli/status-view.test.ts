@@ -35,6 +35,7 @@ function fixedView(change: Partial<AgentStatus> = {}): StatusView {
     relays: [{ uri: "rel://relay.test:33073", available: true }],
     stuns: [{ uri: "stun:stun.test:3478", available: false, error: "no answer" }],
     serial: 7,
+    firewall: { kind: "rules", rules: 12 },
     peers,
     counters: new Map([
       ["drop-replay", 2],
@@ -62,8 +63,16 @@ test("the summary tells what matters in a line each", () => {
       "Address:         100.64.0.1/16, fd00::1/64",
       "Interface:       perch0, embedded, UDP port 51820, MTU 1280",
       "Lazy connection: true, decided by the network; peers sleep after 15 min without traffic",
+      "Firewall:        12 rules",
       "Peers:           2/4 connected, 1 connecting, 1 idle",
     ].join("\n"),
+  );
+});
+
+test("a network without access rules is named", () => {
+  assert.match(
+    renderSummary(fixedView({ firewall: { kind: "open" } }), plain),
+    /^Firewall: +allows everything \(legacy network\)$/m,
   );
 });
 

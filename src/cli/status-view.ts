@@ -71,6 +71,7 @@ export function renderSummary({ head, now }: StatusView, paint: Paint): string {
     );
   }
   if (head.lazy) line("Lazy connection", lazyWords(head.lazy));
+  if (head.firewall) line("Firewall", firewallWords(head.firewall));
   line("Peers", countWords(head));
   return lines.join("\n");
 }
@@ -237,6 +238,11 @@ function serverWords(relay: StatusHead["relays"][number], paint: Paint): string 
 export function lazyWords(lazy: NonNullable<StatusHead["lazy"]>): string {
   const sleep = lazy.enabled ? `; peers sleep after ${formatSpan(lazy.thresholdMs)} without traffic` : "";
   return `${lazy.enabled}, decided by ${sourceWords(lazy.source)}${sleep}`;
+}
+
+function firewallWords({ enforced, rules }: NonNullable<StatusHead["firewall"]>): string {
+  if (!enforced) return "allows everything (legacy network)";
+  return rules === 1 ? "1 rule" : `${rules} rules`;
 }
 
 function countWords(head: StatusHead): string {

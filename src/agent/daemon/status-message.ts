@@ -3,6 +3,7 @@ import { formatEndpoint, formatPrefix } from "#base/ip.ts";
 import { PublicKey } from "#base/keys.ts";
 import {
   AgentState as AgentStateWire,
+  type FirewallSchema,
   type Peer,
   type PeerCountsSchema,
   PeerSchema,
@@ -11,6 +12,7 @@ import {
   StatusHeadSchema,
 } from "#gen/daemon_pb.ts";
 import type { AgentState, AgentStatus, PeerPath, PeerState, PeerStatus } from "../control.ts";
+import type { FirewallStatus } from "../firewall/firewall.ts";
 import { type ResolvedSettings, SETTING_NAMES, SETTINGS, showSetting } from "./settings.ts";
 
 const PEER_STATES: Readonly<Record<PeerState, PeerStateWire>> = {
@@ -101,12 +103,17 @@ export function encodeHead(status: AgentStatus, facts: DaemonFacts, takenAt: num
     relays: status.relays.map((relay) => ({ ...relay, error: relay.error ?? "" })),
     stuns: status.stuns.map((stun) => ({ ...stun, error: stun.error ?? "" })),
     serial: BigInt(status.serial),
+    ...(status.firewall && { firewall: encodeFirewall(status.firewall) }),
     peers: countPeers(status.peers),
     counters: Object.fromEntries(status.counters),
     settings,
     takenAt,
     logLevel: facts.logLevel,
   });
+}
+
+function encodeFirewall(firewall: FirewallStatus): MessageInitShape<typeof FirewallSchema> {
+  return firewall.kind === "rules" ? { enforced: true, rules: firewall.rules } : { enforced: false };
 }
 
 function countPeers(peers: readonly PeerStatus[]): MessageInitShape<typeof PeerCountsSchema> {
