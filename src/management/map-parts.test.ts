@@ -2,11 +2,13 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { create, fromBinary } from "@bufbuild/protobuf";
+import { parsePrefix, prefixContains } from "#base/ip.ts";
 import { PrivateKey, PublicKey } from "#base/keys.ts";
 import { silentLogger } from "#base/log.ts";
 import { systemClock } from "#base/time.ts";
 import { FirewallRuleSchema, type PerchHeldMap, PerchHeldMapSchema, type SyncResponse } from "#gen/management_pb.ts";
 import { ManagementClient } from "./client/management-client.ts";
+import { decodeCompactPrefix } from "./protocol/compact-prefix.ts";
 import { TestServer, temporaryDirectory, testMeta } from "./test-server.ts";
 
 /** Reads the parts of one stream at a time and keeps the map that they make. */
@@ -90,8 +92,12 @@ test("the first map is whole, later ones bring what changed, and a stream begins
   assert.deepEqual(first?.NetworkMap?.remotePeers, []);
   const [entry] = first!.perch!.peers;
   assert.equal(entry?.records.length, 2, "A and AAAA");
-  const rule = fromBinary(FirewallRuleSchema, entry!.rules[0]!);
-  assert.equal(`${rule.PeerIP}/32`, entry?.peer?.allowedIps[0]);
+  assert.deepEqual(entry?.rules, [], "everybody may talk to everybody: said once, not by every peer");
+  const rules = first!.perch!.rules.map((bytes) => fromBinary(FirewallRuleSchema, bytes));
+  assert.equal(rules.length, 4, "in and out, IPv4 and IPv6");
+  const network = decodeCompactPrefix(rules[0]!.sourcePrefixes[0]!);
+  assert.equal(network.bits, 16);
+  assert.ok(prefixContains(network, parsePrefix(entry!.peer!.allowedIps[0]!).address));
 
   await c.join(server, "c");
   await a.until(() => a.peers.size === 2);

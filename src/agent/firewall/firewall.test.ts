@@ -188,3 +188,21 @@ test("rules follow our own address, and a family that we have no address of stay
   firewall.setOwn({ address: parsePrefix("100.64.0.77/16"), address6: undefined });
   assert.deepEqual(device.rules, ["accept tcp all 100.64.0.2/32 > 100.64.0.77/32"]);
 });
+
+test("rules about the whole network come with the last part and stay until another last part says otherwise", () => {
+  const { device, firewall } = setup();
+  const forAll = (...rules: readonly RuleInit[]) => ({
+    rules: rules.map((rule) => toBinary(FirewallRuleSchema, create(FirewallRuleSchema, rule))),
+  });
+  const network = { ...accept("100.64.0.0"), sourcePrefixes: [Uint8Array.of(100, 64, 0, 0, 16)] };
+  firewall.applyPart(part([[0, [accept("100.64.0.2", "22")]]], { reset: true, more: true }));
+  firewall.applyPart(part([[1, []]], forAll(network)));
+  const both = ["accept tcp 22 100.64.0.2/32 > 100.64.0.1/32", "accept tcp all 100.64.0.0/16 > 100.64.0.1/32"];
+  assert.deepEqual(device.rules, both);
+  firewall.applyPart(part([[1, []]], { more: true }));
+  assert.deepEqual(device.rules, both, "not before the last part");
+  firewall.applyPart(part([], { reset: true, ...forAll(network) }));
+  assert.deepEqual(device.rules, [both[1]]);
+  firewall.applyPart(part([]));
+  assert.deepEqual(device.rules, []);
+});

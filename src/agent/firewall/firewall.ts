@@ -27,6 +27,8 @@ const PROBLEMS_MAX = 20;
 /** Different lists of rules; a network has few. */
 const LISTS_MAX = 1024;
 const NONE: readonly SourceAccess[] = [];
+/** Who brought the rules about the whole network; no peer's key is empty. */
+const NETWORK = "";
 
 /**
  * Keeps the device's filter at what the network map allows; a map that changes the rules of one peer changes those of its
@@ -93,6 +95,8 @@ export class Firewall {
       }
       for (const bytes of part.removed) if (bytes.length === 32) this.#put(PublicKey.fromBytes(bytes), NONE);
       if (part.more) return;
+      this.#put(NETWORK, [...convertRules(decodeRules(part.rules, problems), problems).values()]);
+      this.#seen?.add(NETWORK);
       if (this.#seen) this.#keepOnly(this.#seen);
       this.#seen = undefined;
     });

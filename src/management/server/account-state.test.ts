@@ -140,3 +140,21 @@ test("who sees whom is mutual and agrees with areConnected, under any rules", ()
     }),
   );
 });
+
+test("what a rule allows with everybody and what the rest of it allows with one peer is what it allows with that peer", () => {
+  const groups = fc.subarray(["all", "red", "blue"], { minLength: 1 });
+  const rule = fc.record({ sources: groups, destinations: groups, bidirectional: fc.boolean() });
+  const own = fc.subarray(["red", "blue"]);
+  fc.assert(
+    fc.property(rule, own, own, (fields, mine, theirs) => {
+      const [receiver, peer] = [newPeer("a", mine), newPeer("b", theirs)];
+      const state = newState([newRule(fields)], [receiver, peer]);
+      const between = state.rulesBetween(receiver, peer)[0]?.directions ?? 0;
+      const forAll = state.rulesForAll(receiver).values().next().value ?? 0;
+      assert.equal(forAll & ~between, 0, "nobody gets more than the rule allows");
+      // A stranger in no group but the built-in one gets exactly that.
+      const stranger = newPeer("c");
+      assert.equal(state.rulesBetween(receiver, stranger)[0]?.directions ?? 0, forAll);
+    }),
+  );
+});

@@ -118,14 +118,24 @@ export class AccountState {
     return this.#rules.flatMap((rule) => this.#match(rule, receiver, peer) ?? []);
   }
 
+  /** What each rule allows between the receiver and everybody, by the built-in group; rules that allow nothing are left out. */
+  rulesForAll(receiver: Peer): ReadonlyMap<PolicyRule, number> {
+    const isAll = (group: string): boolean => this.#allGroups.has(group);
+    const directions = new Map<PolicyRule, number>();
+    for (const rule of this.#rules) {
+      const reaches = this.#isIn(receiver, rule.sources) && rule.destinations.some(isAll);
+      const isReached = this.#isIn(receiver, rule.destinations) && rule.sources.some(isAll);
+      if (reaches || isReached) directions.set(rule, directionsOf(rule, reaches, isReached));
+    }
+    return directions;
+  }
+
   #match(rule: PolicyRule, receiver: Peer, peer: Peer): RuleMatch | undefined {
     if (peer.key === receiver.key) return undefined;
     const reaches = this.#isIn(receiver, rule.sources) && this.#isIn(peer, rule.destinations);
     const isReached = this.#isIn(receiver, rule.destinations) && this.#isIn(peer, rule.sources);
     if (!reaches && !isReached) return undefined;
-    const isIn = isReached || (rule.bidirectional && reaches);
-    const isOut = reaches || (rule.bidirectional && isReached);
-    return { rule, peer, directions: (isIn ? DIRECTION_IN : 0) + (isOut ? DIRECTION_OUT : 0) };
+    return { rule, peer, directions: directionsOf(rule, reaches, isReached) };
   }
 
   /** Whether any rule connects the two, in either direction. */
@@ -149,4 +159,10 @@ export class AccountState {
   #raise(serial: number): void {
     this.#serial = Math.max(this.#serial, serial);
   }
+}
+
+function directionsOf({ bidirectional }: PolicyRule, reaches: boolean, isReached: boolean): number {
+  const isIn = isReached || (bidirectional && reaches);
+  const isOut = reaches || (bidirectional && isReached);
+  return (isIn ? DIRECTION_IN : 0) + (isOut ? DIRECTION_OUT : 0);
 }

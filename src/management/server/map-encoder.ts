@@ -6,7 +6,7 @@
 import { create, type DescMessage, type MessageInitShape, type MessageShape, toBinary } from "@bufbuild/protobuf";
 import { BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
 import { isVersionAtLeast } from "#base/agent-version.ts";
-import { type IpAddress, isV6 } from "#base/ip.ts";
+import { type IpAddress, isV6, type Prefix } from "#base/ip.ts";
 import { PublicKey } from "#base/keys.ts";
 import {
   CustomZoneSchema,
@@ -42,6 +42,7 @@ const FIELD = {
   syncNetworkMap: 5,
   mapDnsConfig: 6,
   mapFirewallRules: 8,
+  partRules: 7,
   dnsCustomZones: 3,
   zoneRecords: 2,
   syncPerch: 100,
@@ -154,6 +155,7 @@ export class MapEncoder {
   ): Generator<Uint8Array, PerchHeldMap> {
     const state = this.#state;
     const now = create(PerchHeldMapSchema, { epoch: this.#epochOf(receiver()), revision: state.changes.revision });
+    const forAll = state.rulesForAll(receiver());
     const changed = held?.epoch === now.epoch ? state.changes.since(held.revision) : undefined;
     const keys = changed ?? state.peers.keys();
     let part: MapPart = { ...now, reset: changed === undefined, peers: [], removed: [], config };
@@ -164,7 +166,7 @@ export class MapEncoder {
       }
       const peer = state.peers.get(key);
       const rules = peer ? state.rulesBetween(receiver(), peer) : [];
-      if (peer && rules.length > 0) part.peers.push({ peer, rules });
+      if (peer && rules.length > 0) part.peers.push({ peer, rules: rules.flatMap((match) => without(match, forAll)) });
       else if (changed && key !== receiver().key) part.removed.push(PublicKey.toBytes(key));
     }
     yield this.#encodePart(receiver(), part, false);
@@ -199,6 +201,7 @@ export class MapEncoder {
       ...field(FIELD.syncPerch, [
         encodeMessage(PerchMapPartSchema, { epoch, revision, reset, more, removed }),
         ...peers,
+        ...(more ? [] : this.#rulesForAll(receiver)),
       ]),
     ]);
   }
@@ -267,31 +270,18 @@ export class MapEncoder {
     const variants = known.get(rule) ?? [];
     known.set(rule, variants);
     const variant = directions * 4 + Number(withPrefixes) * 2 + Number(withV6);
+    const prefixes = (withV6 ? [peer.address, peer.address6] : [peer.address]).map(hostPrefix);
     return part(variants, variant, () =>
-      [DIRECTION_IN, DIRECTION_OUT]
-        .filter((direction) => (directions & direction) !== 0)
-        .flatMap((direction) =>
-          (withV6 ? [peer.address, peer.address6] : [peer.address]).flatMap((address) =>
-            (rule.ports.length > 0 ? rule.ports.map(String) : [""]).flatMap((port) =>
-              field(FIELD.mapFirewallRules, [
-                encodeMessage(FirewallRuleSchema, {
-                  PeerIP: address,
-                  Direction: direction === DIRECTION_IN ? RuleDirection.IN : RuleDirection.OUT,
-                  Action: rule.action === "drop" ? RuleAction.DROP : RuleAction.ACCEPT,
-                  Protocol: PROTOCOL[rule.protocol],
-                  Port: port,
-                  // Without a port TCP and UDP carry an explicit range, 0-0 for every port.
-                  ...(port === "" &&
-                    (rule.protocol === "tcp" || rule.protocol === "udp") && {
-                      PortInfo: { portSelection: { case: "range", value: { start: 0, end: 0 } } } as const,
-                    }),
-                  PolicyID: new TextEncoder().encode(rule.id),
-                  sourcePrefixes: withPrefixes ? [encodeCompactPrefix(hostPrefix(address))] : [],
-                }),
-              ]),
-            ),
-          ),
-        ),
+      encodeRules(rule, directions, prefixes, withPrefixes).flatMap((bytes) => field(FIELD.mapFirewallRules, [bytes])),
+    );
+  }
+
+  /** Rules between the receiver and everybody, once for the network instead of once for each peer. */
+  #rulesForAll(receiver: Peer): readonly Uint8Array[] {
+    const { network, network6 } = this.#state;
+    const prefixes = receiver.ipv6Usable ? [network, network6] : [network];
+    return [...this.#state.rulesForAll(receiver)].flatMap(([rule, directions]) =>
+      encodeRules(rule, directions, prefixes, true).flatMap((bytes) => field(FIELD.partRules, [bytes])),
     );
   }
 
@@ -302,6 +292,44 @@ export class MapEncoder {
     this.#parts.set(peer, made);
     return made;
   }
+}
+
+/** What of a match is not said by the rules between the receiver and everybody. */
+function without(match: RuleMatch, forAll: ReadonlyMap<PolicyRule, number>): readonly RuleMatch[] {
+  const directions = match.directions & ~(forAll.get(match.rule) ?? 0);
+  return directions === 0 ? [] : [{ ...match, directions }];
+}
+
+/** A rule as FirewallRules: one for each direction, prefix and port. */
+function encodeRules(
+  rule: PolicyRule,
+  directions: number,
+  prefixes: readonly Prefix[],
+  withPrefixes: boolean,
+): readonly Uint8Array[] {
+  const ports = rule.ports.length > 0 ? rule.ports.map(String) : [""];
+  return [DIRECTION_IN, DIRECTION_OUT]
+    .filter((direction) => (directions & direction) !== 0)
+    .flatMap((direction) =>
+      prefixes.flatMap((prefix) =>
+        ports.map((port) =>
+          encodeMessage(FirewallRuleSchema, {
+            PeerIP: prefix.address,
+            Direction: direction === DIRECTION_IN ? RuleDirection.IN : RuleDirection.OUT,
+            Action: rule.action === "drop" ? RuleAction.DROP : RuleAction.ACCEPT,
+            Protocol: PROTOCOL[rule.protocol],
+            Port: port,
+            // Without a port TCP and UDP carry an explicit range, 0-0 for every port.
+            ...(port === "" &&
+              (rule.protocol === "tcp" || rule.protocol === "udp") && {
+                PortInfo: { portSelection: { case: "range", value: { start: 0, end: 0 } } } as const,
+              }),
+            PolicyID: new TextEncoder().encode(rule.id),
+            sourcePrefixes: withPrefixes ? [encodeCompactPrefix(prefix)] : [],
+          }),
+        ),
+      ),
+    );
 }
 
 /** The last message to a peer that was removed (section 5.8): it drops every peer of its own. */
