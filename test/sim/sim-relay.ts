@@ -81,7 +81,9 @@ export class SimRelayServer {
         stream.toClient(() => {
           // Auth and what waits leave together; the answer takes one more round trip.
           stream.toServer(() => {
+            const before = this.#links.get(id);
             this.#links.set(id, { stream, receive: handlers.receive });
+            before?.stream.reset();
             stream.toClient(handlers.ready);
           });
           handlers.opened();

@@ -78,7 +78,9 @@ export class SimSignalServer {
       stream.toServer(() => {
         if (!this.#running) return stream.reset();
         if (++rounds < REGISTER_ROUND_TRIPS) return stream.toClient(greet);
+        const before = this.#registered.get(key);
         this.#registered.set(key, { stream, receive: handlers.receive });
+        before?.stream.reset();
         stream.toClient(handlers.registered);
       });
     greet();
