@@ -232,6 +232,26 @@ test("a GO_IDLE that crossed with a wake or with traffic of ours is answered by 
   assert.equal(manager.find(key)?.status, "idle");
 });
 
+test("a handshake that crossed with our GO_IDLE is answered by an offer: the other side may sleep by now", () => {
+  const { clock, device, sent, manager, keys } = setup();
+  const key = keys[0]!;
+  const handshake = (): void =>
+    device.events.emit("wake", { key, cause: { kind: "handshake", source: { kind: "relay" } } });
+  device.packetTo(key);
+  device.established(key);
+  clock.advance(THRESHOLD + 1);
+  assert.equal(manager.find(key)?.status, "idle");
+  clock.advance(20);
+  handshake();
+  assert.equal(sent.at(-1)?.body.type, Body_Type.OFFER);
+  device.established(key);
+  clock.advance(THRESHOLD + 1);
+  assert.equal(manager.find(key)?.status, "idle");
+  clock.advance(10_000);
+  handshake();
+  assert.notEqual(sent.at(-1)?.body.type, Body_Type.OFFER);
+});
+
 test("a permanent peer that says GO_IDLE is not closed but called back", () => {
   const { clock, device, sent, manager, keys } = setup(1, false);
   device.established(keys[0]!);

@@ -252,7 +252,8 @@ export class ConnectionManager {
       this.#unsubscribe.push(device.events.on(name, handle));
     };
     on("wake", ({ key, cause }) => {
-      const initiate = cause.kind === "packet";
+      // A handshake or data that crossed with our GO_IDLE: the other side may have gone to sleep on that since.
+      const initiate = cause.kind === "packet" || this.#hasJustSentIdle(key);
       this.#request(key, "interactive", describeCause(cause), initiate);
     });
     on("established", ({ key, source }) => this.#post(key, { kind: "established", source }));
@@ -383,6 +384,11 @@ export class ConnectionManager {
     if (!connection.awake) return 0;
     const stats = this.#deps.device.peerStats(connection.key);
     return Math.max(connection.wokeAt ?? 0, stats?.lastDataRx ?? 0, stats?.lastDataTx ?? 0);
+  }
+
+  #hasJustSentIdle(key: PublicKey): boolean {
+    const at = this.#members.get(key)?.sentIdleAt;
+    return at !== undefined && this.#deps.clock.now() - at < IDLE_CROSSING;
   }
 
   #isWanted(connection: PeerConnection): boolean {
