@@ -9,8 +9,12 @@ import {
   createCandidateId,
 } from "./candidate.ts";
 
-/** Interfaces whose name starts with one of these are not offered by stock agents (signal-and-peer-connection.md, 3.1). */
+/**
+ * Interfaces whose name starts with one of these are not offered: ours, lest one tunnel runs through another of the same
+ * machine, and those that stock agents leave out (signal-and-peer-connection.md, 3.1).
+ */
 export const DEFAULT_INTERFACE_BLACKLIST: readonly string[] = [
+  "perch",
   "wt0",
   "wt",
   "utun",
