@@ -131,10 +131,13 @@ export class MachineClock implements Clock {
   #reached: Millis = 0;
   #wallOffset: number;
   #wallOffsetMax: number;
+  readonly #wallFloor: number;
   #stopped = false;
   readonly #timers = new Set<MachineTimer>();
 
-  constructor(time: VirtualTime, wallOffset: number) {
+  /** `wallOffset`: of the wall clock from the world's; it never gets below `wallFloor`. */
+  constructor(time: VirtualTime, wallOffset: number, wallFloor: number) {
+    this.#wallFloor = wallFloor;
     this.#time = time;
     this.#behind = time.now() - STARTED_AT;
     this.#wallOffset = wallOffset;
@@ -155,7 +158,7 @@ export class MachineClock implements Clock {
   }
 
   stepWall(by: number): void {
-    this.#wallOffset += by;
+    this.#wallOffset = Math.max(this.#wallFloor, this.#wallOffset + by);
     this.#wallOffsetMax = Math.max(this.#wallOffsetMax, this.#wallOffset);
   }
 
