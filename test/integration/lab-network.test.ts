@@ -111,7 +111,9 @@ describe("lab network", { skip, timeout: 20_000 }, () => {
   test("a changed delay holds for the next packet", async () => {
     await lab.setDelay("home", 2);
     const { timesMs } = await ping(a, server.address, 10);
-    assert.ok(Math.min(...timesMs) >= 20 && median(timesMs) < 21, `${timesMs}`);
+    // The shortest is what the link adds; what the others have on top is the machine's other work.
+    const shortest = Math.min(...timesMs);
+    assert.ok(shortest >= 20 && shortest < 21, `${timesMs}`);
   });
 
   test("neighbours in a LAN have no delay", async () => {
