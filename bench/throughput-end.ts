@@ -22,6 +22,8 @@ export interface EndOptions {
   readonly port: number;
   readonly mtu: number;
   readonly asleepPeers: number;
+  /** Enforce rules that let the peer do what the bench does. */
+  readonly filter: boolean;
 }
 
 const options = JSON.parse(process.argv[2]!) as EndOptions;
@@ -40,6 +42,17 @@ device.setPath(peer, { kind: "udp", endpoint: parseEndpoint(options.endpoint) })
 for (let i = 0; i < options.asleepPeers; i++) {
   const allowedIps = [parsePrefix(`100.${64 + (i >> 16)}.${(i >> 8) & 255}.${i & 255}/32`)];
   device.setPeer(PublicKey.fromBytes(randomBytes(32)), { mode: "asleep", allowedIps });
+}
+if (options.filter) {
+  const source = parsePrefix(options.allowedIp);
+  const strangers = Array.from({ length: 1000 }, (_, i) => parsePrefix(`100.127.${i >> 8}.${i & 255}/32`));
+  device.setFilter({
+    inbound: [
+      ...(["tcp", "udp", "icmp"] as const).map((protocol) => ({ source, protocol, verdict: "accept" }) as const),
+      ...strangers.map((stranger) => ({ source: stranger, protocol: "tcp", verdict: "accept" }) as const),
+    ],
+    otherwise: "drop",
+  });
 }
 process.stdout.write("ready\n");
 for await (const _ of createInterface({ input: process.stdin }))

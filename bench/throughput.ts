@@ -11,6 +11,8 @@ import { OUTER_PORT, type Program, TunnelPair } from "./tunnel-pair.ts";
 const SETTLE_MS = 16_000;
 const IDLE_SECONDS = 10;
 const IDLE_PEERS = 50_000;
+/** Measured beside the others in the first setup, to see what access rules cost. */
+const FILTERED: Program = { kind: "perch", name: "perch, filter on", filter: true };
 const FLOOD_PER_SECOND = 2_000;
 
 /** What is measured of each tunnel in each round. */
@@ -50,7 +52,8 @@ export const bench: Bench = async (options) => {
   const { PERCH_BENCH_BASELINE: checkout } = process.env;
   if (checkout !== undefined) programs.push({ kind: "perch", name: `perch in ${checkout}`, checkout });
   const results: BenchResult[] = [];
-  for (const setup of setups(options)) results.push(...(await compare(setup, programs, options)));
+  for (const [index, setup] of setups(options).entries())
+    results.push(...(await compare(setup, index === 0 ? [...programs, FILTERED] : programs, options)));
   results.push(...(await floods(options)));
   results.push(...(await idle(programs, options)));
   return results;

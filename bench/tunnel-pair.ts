@@ -17,8 +17,8 @@ const INNER = ["10.99.0.1", "10.99.0.2"] as const;
 
 /** A WireGuard that the bench runs at both ends of a tunnel. */
 export type Program =
-  /** `checkout`: a directory with another state of Perch; default this one. */
-  | { readonly kind: "perch"; readonly name: string; readonly checkout?: string }
+  /** `checkout`: a directory with another state of Perch; default this one. `filter`: both ends enforce access rules. */
+  | { readonly kind: "perch"; readonly name: string; readonly checkout?: string; readonly filter?: boolean }
   | { readonly kind: "wireguard-go"; readonly name: string; readonly binary: string };
 
 export interface TunnelOptions extends VethOptions {
@@ -91,6 +91,7 @@ export class TunnelPair implements AsyncDisposable {
 
   #perch(me: 0 | 1, { innerMtu, asleepPeers = 0 }: TunnelOptions): ChildProcess {
     const other = me === 0 ? 1 : 0;
+    const { checkout, filter = false } = this.program as Program & { kind: "perch" };
     const options: EndOptions = {
       privateKey: this.keys[me].toBase64(),
       peer: this.keys[other].publicKey,
@@ -99,8 +100,8 @@ export class TunnelPair implements AsyncDisposable {
       port: OUTER_PORT,
       mtu: innerMtu,
       asleepPeers,
+      filter,
     };
-    const { checkout } = this.program as Program & { kind: "perch" };
     const script = join(checkout ?? resolve(import.meta.dirname, ".."), "bench/throughput-end.ts");
     // As scripts/node starts Perch.
     const env = { NODE_COMPILE_CACHE: join(tmpdir(), "perch-bench-cache") };
