@@ -14,7 +14,7 @@ const PERCH = resolve(import.meta.dirname, "../bin/perch");
 /** Ports of the lab's server, as a real one has them. */
 const SERVER_PORT = 33073;
 const STUN_PORT = 3478;
-const READY_TIMEOUT: Millis = 30_000;
+const READY_TIMEOUT: Millis = 90_000;
 const EXIT_TIMEOUT: Millis = 10_000;
 
 export interface PerchNetworkOptions {
