@@ -1,8 +1,12 @@
 import { messageOf, PerchError } from "#base/errors.ts";
 import { closeUdpPair, openUdpPair } from "#net/udp-linux.ts";
 import { closeTun, openTun } from "#tun/linux.ts";
+import {
+  createEmbeddedDevice,
+  type EmbeddedDeviceDeps,
+  type EmbeddedDeviceOptions,
+} from "#wireguard/create-embedded-device.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
-import { createEmbeddedDevice, type EmbeddedDeviceDeps, type EmbeddedDeviceOptions } from "#wireguard/create-embedded-device.ts";
 
 /** What somebody who ran `perch up` can do about a device that cannot be made. */
 const ADVICE: Readonly<Record<string, string>> = {
