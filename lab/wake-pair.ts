@@ -7,6 +7,8 @@ import { Traffic, type TrafficOptions, type TrafficResult } from "./traffic.ts";
 import { waitUntil } from "./wait-until.ts";
 
 const SLEEP_TIMEOUT: Millis = 10_000;
+/** What is under way when a pair is put to sleep has arrived by then. */
+const SLEEP_CROSSING: Millis = 1000;
 
 /** What one cold wake showed. */
 export interface WakeRecord {
@@ -66,17 +68,27 @@ export class WakePair implements AsyncDisposable {
   }
 
   /** Waits until both ends say Idle. */
-  async asleep(): Promise<void> {
+  async asleep(timeoutMs = SLEEP_TIMEOUT): Promise<void> {
     const isIdle = (end: WakeEnd): boolean => this.peerOf(end)?.state === PeerState.IDLE;
     const names = `${this.from.agent.name} and ${this.to.agent.name}`;
-    await waitUntil(() => isIdle(this.from) && isIdle(this.to), `${names} asleep`, SLEEP_TIMEOUT);
+    await waitUntil(() => isIdle(this.from) && isIdle(this.to), `${names} asleep`, timeoutMs);
   }
 
-  /** Puts the pair to sleep, from both ends at once: one that has just sent would call the other back. */
+  /**
+   * Puts the pair to sleep, from both ends at once: one that has just sent would call the other back. So does a handshake
+   * that was still under way; then the pair is awake again, as it should be, and is asked once more.
+   */
   async sleep(): Promise<void> {
+    const deadline = performance.now() + SLEEP_TIMEOUT;
     const sleep = (end: WakeEnd, other: WakeEnd) => end.daemon.sleepPeer({ peer: other.agent.name });
-    await Promise.all([sleep(this.from, this.to), sleep(this.to, this.from)]);
-    await this.asleep();
+    for (;;) {
+      await Promise.all([sleep(this.from, this.to), sleep(this.to, this.from)]);
+      try {
+        return await this.asleep(SLEEP_CROSSING);
+      } catch (error) {
+        if (performance.now() > deadline) throw error;
+      }
+    }
   }
 
   /** Sends from one end into the sleeping pair. */

@@ -110,7 +110,8 @@ describe("the embedded device and wireguard-go", { skip, timeout: 60_000, concur
     assert.ok(times >= 3, `${times} handshakes`);
     assert.equal(await pair.ours.counter("drop-authentication"), 0);
     const sessions = await pair.ours.counter("sessions");
-    assert.ok(sessions <= 2, `${sessions} sessions are kept`);
+    // The current one, the one before and the one before that: what is under way is decrypted, more is not kept.
+    assert.ok(sessions <= 3, `${sessions} sessions are kept`);
   });
 
   it("wake a sleeping peer with the first packet, which is delivered", async () => {
