@@ -352,14 +352,14 @@ test("data over the relay that nothing answers asks for a new proof, but only ev
   assert.ok(machine.now <= 1000 + 11_000 + 12_000);
 });
 
-test("when signal is back a relayed peer is proven again, a direct one is not, and an unanswered offer is repeated", () => {
+test("when signal is back a relayed peer is proven again, a direct one is checked, and an unanswered offer is repeated", () => {
   const relayed = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
   relayed.now += 5000;
   assert.deepEqual(relayed.post({ kind: "signal-back" }).kinds(), ["initiate"]);
   const watched = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
   watched.post({ kind: "ice-selected", ice: 1, direct });
   watched.now += 5000;
-  assert.deepEqual(watched.post({ kind: "signal-back" }).kinds(), []);
+  assert.deepEqual(watched.post({ kind: "signal-back" }).kinds(), ["suspect-ice"]);
   const waiting = new Machine().post(wake);
   assert.deepEqual(waiting.post({ kind: "signal-back" }).kinds(), []);
   while (!waiting.kinds().includes("send-offer")) waiting.tick();

@@ -397,12 +397,13 @@ export function restart(state: AwakeState, reason: string, context: PeerContext)
 }
 
 /**
- * A GO_IDLE may have been missed. ICE would notice on a direct path; on a relay nothing does but a handshake, which wakes the
- * remote if it sleeps. A negotiation that nobody answered is tried again at once.
+ * A GO_IDLE may have been missed. On a direct path ICE tells within a second; on a relay nothing does but a handshake, which
+ * wakes the remote if it sleeps. A negotiation that nobody answered is tried again at once.
  */
 export function regainSignal(state: AwakeState, context: PeerContext): Step {
   if (state.proven === undefined) return state.offers > 1 ? offer({ ...state, offers: 0 }, context) : unchanged(state);
-  return state.direct?.kind === "ice" ? unchanged(state) : proveAgain(state, context);
+  if (state.direct?.kind === "ice") return { state, effects: [{ kind: "suspect-ice", heardFrom: undefined }] };
+  return proveAgain(state, context);
 }
 
 export function tick(state: AwakeState, context: PeerContext): Step {
