@@ -3,6 +3,7 @@ import { describe, test } from "node:test";
 import { Body_Type } from "#gen/signal_pb.ts";
 import { NAT_KINDS } from "./internet.ts";
 import { assertNothingLost, connect, createPair, longestGap, type Pair, paths, statuses, talk } from "./scenario.ts";
+import { RELAY_URLS, SimWorld } from "./sim-world.ts";
 
 /* What happens to a pair in its life, with the times it may take. All times are virtual and exact. */
 
@@ -85,6 +86,40 @@ describe("waking", () => {
       assert.ok(await world.until(1_000, () => world.deliveredIds.length > 0));
       assert.ok(world.now - start <= 250, `${nat}: ${world.now - start} ms`);
       assertNothingLost(world);
+    }
+  });
+
+  test("a pair with different home relays loses nothing, whoever controls, and comes back when either relay does", async () => {
+    for (const keyOrder of [
+      [0, 1],
+      [1, 0],
+    ]) {
+      using world = new SimWorld({
+        machines: RELAY_URLS.map((url) => ({ nat: "blocked", relays: [url] })),
+        relays: 2,
+        delay: 60,
+        keyOrder,
+      });
+      const pair = world.machines as unknown as Pair;
+      world.startAll();
+      await world.advance(5_000);
+      await talk(world, pair, 5_000);
+      await world.advance(1_000);
+      assertNothingLost(world);
+      for (const relay of world.relays) {
+        relay.stop();
+        await world.advance(2_000);
+        relay.start();
+        const start = world.now;
+        await talk(world, pair, 8_000);
+        for (const [from, to] of [pair, [pair[1], pair[0]]] as const) {
+          const gap = longestGap(world, from, to, start);
+          assert.ok(
+            gap <= 4_000,
+            `${keyOrder} ${relay.instanceUrl}: ${from.name} to ${to.name} ${gap} ms without data`,
+          );
+        }
+      }
     }
   });
 

@@ -173,8 +173,12 @@ export class PairWatch {
   #checkAgreement(a: SimMachine, b: SimMachine): void {
     const { now, internet } = this.#world;
     const name = `${a.name} and ${b.name}`;
-    if (!this.#signalWorks(a) || !this.#signalWorks(b) || a.peer(b).awake === b.peer(a).awake) {
+    if (!a.agent || !b.agent || a.peer(b).awake === b.peer(a).awake) {
       this.#differSince.delete(name);
+      return;
+    }
+    if (!this.#signalWorks(a) || !this.#signalWorks(b)) {
+      if (this.#differSince.get(name) !== Number.POSITIVE_INFINITY) this.#differSince.set(name, now);
       return;
     }
     const since = this.#differSince.get(name) ?? now;
