@@ -156,6 +156,10 @@ test("a change of the rules ends the connections that they do not allow any more
   await b.call("setFilterSource", V4, [tcp(7001), tcp(7002)]);
   assert.deepEqual([await grow(0), await grow(1)], [true, true], "the kernels kept the connection meanwhile");
   await b.call("setFilter");
+  // The worker takes the command from its ring and then publishes its counters.
+  for (let i = 0; i < 40 && (await b.counters())["filter-connections"] !== 0; i++) {
+    await new Promise((done) => setTimeout(done, 50));
+  }
   assert.equal((await b.counters())["filter-connections"], 0);
   assert.deepEqual([await grow(0), await grow(1)], [true, true]);
 });
