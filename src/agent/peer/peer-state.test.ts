@@ -228,6 +228,23 @@ test("an initiation under way is not thrown away for a path that turns up", () =
   assert.deepEqual(late.kinds(), ["use-path", "initiate"]);
 });
 
+test("whatever happens while an initiation is under way, the next one waits for its time", () => {
+  const machine = new Machine();
+  machine.context = { relayRtt: 40 };
+  machine.post(wake).post({ kind: "answer", remote: remote() });
+  const sentAt = machine.now;
+  machine.now += 50;
+  const events: PeerEvent[] = [
+    { kind: "offer", remote: remote() },
+    { kind: "relay", up: false },
+    { kind: "relay", up: true },
+    { kind: "ice-selected", ice: 2, direct },
+  ];
+  for (const event of events) assert.ok(!machine.post(event).kinds().includes("initiate"), event.kind);
+  while (!machine.kinds().includes("initiate")) machine.tick();
+  assert.equal(machine.now - sentAt, 180);
+});
+
 test("repetitions of the handshake leave a known endpoint alone while there is a relay", () => {
   const machine = new Machine();
   machine.context = { knownDirect: endpoint };

@@ -67,7 +67,7 @@ export interface AwakeState {
   /** When a handshake last proved the peer; undefined = Connecting. */
   readonly proven: Millis | undefined;
   readonly initiations: number;
-  /** When the last initiation left; undefined when there was no way for it yet. */
+  /** When the last initiation left; undefined when there was no way for it yet, or once a handshake is done. */
   readonly initiatedAt: Millis | undefined;
   readonly offers: number;
   readonly deadlines: Deadlines;

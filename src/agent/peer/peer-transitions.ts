@@ -117,6 +117,16 @@ export function initiate(state: AwakeState, context: PeerContext): Step {
   };
 }
 
+/**
+ * A new initiation would throw away the answer to the one under way, which the device repeats over a new path; and every
+ * handshake ends a session with which packets may be under way.
+ */
+function initiateUnlessInFlight(state: AwakeState, context: PeerContext): Step {
+  const { initiatedAt } = state;
+  const inFlight = initiatedAt !== undefined && context.now - initiatedAt < INITIATION_IN_FLIGHT;
+  return inFlight ? unchanged(state) : initiate(state, context);
+}
+
 function initiationPaths(state: AwakeState, context: PeerContext): DevicePath[] {
   const paths: DevicePath[] = [];
   if (state.direct) paths.push({ kind: "udp", endpoint: state.direct.endpoint });
@@ -193,10 +203,8 @@ export function useDirect(state: AwakeState, direct: DirectPath, context: PeerCo
       { kind: "use-path", path: choosePath(next) },
     ],
   };
-  // A new initiation would throw away the answer to the one under way, which the device repeats over the new path.
-  const inFlight = next.initiatedAt !== undefined && context.now - next.initiatedAt < INITIATION_IN_FLIGHT;
-  return next.proven === undefined && next.initiator && !inFlight
-    ? chain(used, (awake) => initiate(awake, context))
+  return next.proven === undefined && next.initiator
+    ? chain(used, (awake) => initiateUnlessInFlight(awake, context))
     : used;
 }
 
@@ -246,10 +254,13 @@ function leavePath(state: AwakeState): Step {
 function proveAgain(state: AwakeState, context: PeerContext): Step {
   if (choosePath(state).kind === "none") return unchanged(state);
   const next: AwakeState = { ...state, initiator: true, initiations: 0 };
-  if (state.proven === undefined) return initiate(next, context);
+  if (state.proven === undefined) return initiateUnlessInFlight(next, context);
   const at = state.proven + PROOF_FRESH;
   const deadlines = { ...state.deadlines, prove: context.now + PROOF_PATIENCE, initiate: at };
-  return at > context.now ? unchanged({ ...next, deadlines }) : initiate({ ...next, deadlines }, context);
+  if (at > context.now) return unchanged({ ...next, deadlines });
+  // One under way decides as well, and has its own time of repetition.
+  const waiting = { ...deadlines, initiate: state.deadlines.initiate ?? context.now };
+  return initiateUnlessInFlight({ ...next, deadlines: waiting }, context);
 }
 
 export function changeRelay(state: AwakeState, up: boolean, context: PeerContext): Step {
@@ -273,7 +284,7 @@ export function changeRelay(state: AwakeState, up: boolean, context: PeerContext
     }));
   // The relayed address of both sides may have changed with it: tell the remote ours and try at once.
   return chain(
-    chain(moved, (awake) => initiate(awake, context)),
+    chain(moved, (awake) => initiateUnlessInFlight(awake, context)),
     (awake) => offer({ ...awake, offers: 0 }, context),
   );
 }
@@ -284,6 +295,7 @@ export function prove(state: AwakeState, source: PacketSource, context: PeerCont
     ...state,
     proven: context.now,
     initiations: 0,
+    initiatedAt: undefined,
     deadlines: { ...state.deadlines, initiate: undefined, prove: undefined },
   };
   const via = source.kind === "relay" ? "relay" : `${source.endpoint.address}:${source.endpoint.port}`;
