@@ -28,6 +28,7 @@ const EXCUSES: ReadonlySet<string> = new Set([
   "drop-staged-peer-full",
   "asked to sleep",
   "starting",
+  "held up",
 ]);
 /** A handshake is given up after 90 s, and packets with it. */
 const GIVE_UP: Millis = 90_000;

@@ -34,6 +34,8 @@ export interface LifeOptions {
 
 type Pick = <T>(values: readonly T[]) => T;
 
+/** Longest pause of a client that lost its server. */
+const RECONNECT_MAX: Millis = 25_000;
 /** Time from the last disturbance to when every pair that talks must be connected. */
 const SETTLE: Millis = 10_000;
 
@@ -213,7 +215,10 @@ class RandomLife {
         machine.start();
       }
     });
-    // Repairs that were under way would be disturbances of the quiet time.
+    // The pauses of the clients between two attempts are their own; the time of the peers counts from when servers are there.
+    const isServed = ({ agent }: SimMachine): boolean => agent!.signal.connected && agent!.relay.home.connected;
+    await world.until(RECONNECT_MAX, () => machines.every(isServed));
+    check();
     const pairs = [...this.#talking].map((text) => text.split(",").map((index) => machines[Number(index)]!)) as [
       SimMachine,
       SimMachine,

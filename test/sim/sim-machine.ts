@@ -121,6 +121,7 @@ export class SimMachine implements StreamHost {
     const plane = new SimPlane({
       clock: clock.outside,
       send: (datagram, to) => this.#send(datagram, to),
+      emit: (packet) => world.noteEmitted(packet),
       deliver: (packet) => world.noteDelivered(this, packet),
       drop: (packet, why) => world.noteDropped(packet, why),
     });

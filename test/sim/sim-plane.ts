@@ -39,6 +39,8 @@ export interface SimPlaneDeps {
   readonly clock: Clock;
   /** False: there is no network to send on. */
   readonly send: (datagram: Uint8Array, to: Endpoint) => boolean;
+  /** A packet leaves, encrypted. */
+  readonly emit: (packet: InnerPacket) => void;
   /** A decrypted packet for the machine. */
   readonly deliver: (packet: InnerPacket) => void;
   /** A packet that is given up, and the counter that says why. */
@@ -477,6 +479,7 @@ export class SimPlane implements Plane {
     view.setUint32(4, session.remoteIndex, true);
     view.setUint32(8, counter, true);
     if (packet) {
+      this.#deps.emit(packet);
       view.setUint32(HEADER_BYTES, packet.id);
       view.setUint32(HEADER_BYTES + 4, packet.bytes);
       datagram.set(packet.source.split(".").map(Number), HEADER_BYTES + 8);

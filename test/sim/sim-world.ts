@@ -7,6 +7,9 @@ import { SimRelayServer } from "./sim-relay.ts";
 import { SimSignalServer } from "./sim-signal.ts";
 import { VirtualTime } from "./virtual-time.ts";
 
+/** Longer than this no link keeps a packet, but a connection that is broken or belongs to a suspended machine. */
+const HELD_UP: Millis = 1_000;
+
 export const RELAY_URLS = ["rel://relay-1:80", "rel://relay-2:80"] as const;
 
 /** What became of an inner packet. */
@@ -16,6 +19,8 @@ export interface PacketRecord {
   readonly to: SimMachine;
   readonly sentAt: Millis;
   readonly fromLife: number;
+  /** When it left encrypted; later than `sentAt` if it waited for a session. */
+  emittedAt: Millis | undefined;
   deliveredAt: Millis | undefined;
   deliveries: number;
   /** Why it may be missing: a link, a relay or a restart lost it, or a device gave it up. */
@@ -122,6 +127,7 @@ export class SimWorld {
       to,
       sentAt: this.now,
       fromLife: from.lives,
+      emittedAt: undefined,
       deliveredAt: undefined,
       deliveries: 0,
       losses: [],
@@ -139,8 +145,15 @@ export class SimWorld {
     this.onDelivered(record);
   }
 
+  noteEmitted(packet: InnerPacket): void {
+    this.packets.get(packet.id)!.emittedAt = this.now;
+  }
+
   noteDropped(packet: InnerPacket, why: string): void {
-    this.packets.get(packet.id)?.losses.push(why);
+    const record = this.packets.get(packet.id);
+    record?.losses.push(why);
+    // What a dead relay connection held up may find its session replaced several times.
+    if (record?.emittedAt !== undefined && this.now - record.emittedAt > HELD_UP) record.losses.push("held up");
     this.trace?.(`packet ${packet.id} dropped: ${why}`);
   }
 
