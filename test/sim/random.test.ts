@@ -6,7 +6,7 @@ import { liveRandomly } from "./random-life.ts";
  * PERCH_SIM_RUNS=10000 runs more lives, PERCH_SIM_SEED=4711 begins at another seed; one life is told line by line by
  * PERCH_SIM_TRACE=seed.
  */
-const RUNS = Number(process.env.PERCH_SIM_RUNS ?? 120);
+const RUNS = Number(process.env.PERCH_SIM_RUNS ?? 80);
 const FIRST = Number(process.env.PERCH_SIM_SEED ?? 1);
 const TRACED = Number(process.env.PERCH_SIM_TRACE ?? Number.NaN);
 
