@@ -5,7 +5,7 @@ import type { Logger } from "#base/log.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
 import type { LoginResponse } from "#gen/management_pb.ts";
 import { ManagementClient } from "#management/client/management-client.ts";
-import type { AgentControl, AgentSettings, AgentState, AgentStatus } from "./control.ts";
+import type { AgentControl, AgentSettings, AgentState, AgentStatus, ChangedPeers, PeerStatus } from "./control.ts";
 import { type DoctorDeps, examine, examinePair } from "./doctor.ts";
 import { AgentError } from "./errors.ts";
 import type { AgentExamination, PairExamination } from "./examination.ts";
@@ -13,7 +13,7 @@ import { loadIdentity } from "./identity.ts";
 import { PinStore } from "./pin-store.ts";
 import { probeDevice } from "./routing/device-linux.ts";
 import { openSession, type Session } from "./session.ts";
-import { buildStatus } from "./status.ts";
+import { buildStatus, findPeerStatus, peerStatuses } from "./status.ts";
 import { readSystemMeta } from "./system-meta.ts";
 
 export interface AgentDeps {
@@ -32,6 +32,8 @@ const NEEDS_LOGIN: ReadonlySet<string> = new Set([
   "login-expired",
   "setup-key-invalid",
 ]);
+/** Beyond so many peers in one change it is cheaper to look at all. */
+const CHANGED_PEERS_MAX = 4096;
 /** Pauses before the tunnel is built again after its device was lost or management sent us away. */
 const REBUILD_BACKOFF = { start: 1000, factor: 1.7, ceiling: 60_000, jitter: 0.3 } as const;
 
@@ -48,7 +50,9 @@ export function createAgent(deps: AgentDeps): AgentControl & AsyncDisposable {
 
 class Agent implements AgentControl, AsyncDisposable {
   readonly #deps: AgentDeps;
-  readonly #listeners = new Set<() => void>();
+  readonly #listeners = new Set<(peers: ChangedPeers) => void>();
+  /** Not told to the listeners yet. */
+  #changedPeers: Set<PublicKey> | "all" = new Set();
   readonly #pins: PinStore;
   #state: AgentState = "down";
   #reason: string | undefined;
@@ -134,7 +138,15 @@ class Agent implements AgentControl, AsyncDisposable {
     });
   }
 
-  onChange(listener: () => void): () => void {
+  peers(): Iterable<PeerStatus> {
+    return this.#session ? peerStatuses(this.#session, (key) => this.#pins.has(key)) : [];
+  }
+
+  peerStatus(key: PublicKey): PeerStatus | undefined {
+    return this.#session && findPeerStatus(this.#session, key, (each) => this.#pins.has(each));
+  }
+
+  onChange(listener: (peers: ChangedPeers) => void): () => void {
     this.#listeners.add(listener);
     return () => void this.#listeners.delete(listener);
   }
@@ -205,7 +217,7 @@ class Agent implements AgentControl, AsyncDisposable {
         management,
         login,
         pinned: this.#pins.all(),
-        changed: () => this.#changed(),
+        changed: (peers) => this.#changed(peers),
       });
     } catch (error) {
       await management.close();
@@ -326,14 +338,21 @@ class Agent implements AgentControl, AsyncDisposable {
     this.#changed();
   }
 
-  #changed(): void {
-    if (this.#changeTimer || this.#listeners.size === 0) return;
+  /** `peers`: one of them, all, or none when the change is about the rest of the status. */
+  #changed(peers: PublicKey | "all" | "none" = "all"): void {
+    if (this.#listeners.size === 0) return;
+    if (peers === "all" || (this.#changedPeers !== "all" && this.#changedPeers.size >= CHANGED_PEERS_MAX))
+      this.#changedPeers = "all";
+    else if (peers !== "none" && this.#changedPeers !== "all") this.#changedPeers.add(peers);
+    if (this.#changeTimer) return;
     const { clock } = this.#deps;
     // The first change after a quiet time is told at once: a wake is over before a tenth of a second is.
     this.#changeTimer = clock.after(Math.max(0, this.#toldAt + CHANGE_INTERVAL - clock.now()), () => {
       this.#changeTimer = undefined;
       this.#toldAt = clock.now();
-      for (const listener of [...this.#listeners]) listener();
+      const changed = this.#changedPeers;
+      this.#changedPeers = new Set();
+      for (const listener of [...this.#listeners]) listener(changed);
     });
   }
 }

@@ -21,8 +21,12 @@ export interface AgentControl {
    */
   deregister(settings: AgentSettings): Promise<void>;
   status(): AgentStatus;
-  /** Called after anything in `status()` changed; at most once per 100 ms. Returns the unsubscriber. */
-  onChange(listener: () => void): () => void;
+  /** The peers of `status`, each made when it is asked for; peers may come and go in between. */
+  peers(): Iterable<PeerStatus>;
+  /** One of them; undefined when it is not in the network (any more). */
+  peerStatus(key: PublicKey): PeerStatus | undefined;
+  /** Called after anything in `status()` changed, with the peers concerned; at most once per 100 ms. Returns the unsubscriber. */
+  onChange(listener: (peers: ChangedPeers) => void): () => void;
   /** Wakes or puts to sleep one peer by key. Throws AgentError `peer-unknown`. */
   wakePeer(key: PublicKey): void;
   sleepPeer(key: PublicKey): void;
@@ -84,9 +88,21 @@ export interface AgentStatus {
   readonly serial: number;
   /** Undefined while there is no tunnel. */
   readonly firewall?: FirewallStatus | undefined;
+  readonly counts: PeerCounts;
+  /** Made when it is first asked for, which takes a while where there are many. */
   readonly peers: readonly PeerStatus[];
   /** Device counters by name: drops, staged bytes. */
   readonly counters: ReadonlyMap<string, number>;
+}
+
+/** Which peers a change is about; the rest of the status may have changed with them. */
+export type ChangedPeers = ReadonlySet<PublicKey> | "all";
+
+export interface PeerCounts {
+  readonly total: number;
+  readonly idle: number;
+  readonly connecting: number;
+  readonly connected: number;
 }
 
 export interface ServiceStatus {

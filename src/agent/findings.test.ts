@@ -46,6 +46,7 @@ const STATUS: AgentStatus = {
   relays: [{ uri: "rel://hub:33073", available: true }],
   stuns: [],
   serial: 1,
+  counts: { total: 0, idle: 0, connecting: 0, connected: 0 },
   peers: [],
   counters: new Map(),
 };

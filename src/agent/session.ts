@@ -29,7 +29,8 @@ export interface SessionOptions {
   readonly management: ManagementClient;
   readonly login: LoginResponse;
   readonly pinned: ReadonlySet<PublicKey>;
-  readonly changed: () => void;
+  /** Something that status shows changed: of one peer, of all, or of none but of the rest. */
+  readonly changed: (peers: PublicKey | "all" | "none") => void;
 }
 
 /** Why a session ended by itself. */
@@ -90,7 +91,16 @@ export async function openSession(
   const relay = new RelayClient({ clock, log: log.with({ part: "relay" }) }, { key: key.publicKey });
   undo.defer(() => relay.close());
   const engine = new Engine(
-    { clock, log: log.with({ part: "engine" }), device, tunnel, management, signal, relay, changed: options.changed },
+    {
+      clock,
+      log: log.with({ part: "engine" }),
+      device,
+      tunnel,
+      management,
+      signal,
+      relay,
+      changed: (peer) => options.changed(peer?.key ?? "all"),
+    },
     {
       ownKey: key.publicKey,
       own,
@@ -102,7 +112,7 @@ export async function openSession(
     },
   );
   undo.defer(() => engine.close());
-  const recorder = (): ServiceRecorder => new ServiceRecorder(clock, options.changed);
+  const recorder = (): ServiceRecorder => new ServiceRecorder(clock, () => options.changed("none"));
   const services = { management: recorder(), signal: recorder(), relay: recorder() };
   management.events.on("state", (state) => services.management.note(state));
   signal.events.on("state", (state) => services.signal.note(state));

@@ -1,12 +1,12 @@
 import { formatEndpoint } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
 import { PERCH_VERSION } from "#base/version.ts";
-import type { DevicePeerStats } from "#wireguard/device.ts";
 import type {
   AgentSettings,
   AgentState,
   AgentStatus,
   LazySource,
+  PeerCounts,
   PeerStatus,
   RelayStatus,
   ServiceStatus,
@@ -26,10 +26,11 @@ export interface StatusSources {
 
 const DEFAULT_THRESHOLD = 15 * 60_000;
 
-/** A snapshot from what is at hand: no network, no waiting, the device's counters in one pass. */
+/** A snapshot from what is at hand: no network, no waiting. */
 export function buildStatus(sources: StatusSources): AgentStatus {
   const { state, reason, settings, session, publicKey } = sources;
   const own = session?.engine.own;
+  let peers: readonly PeerStatus[] | undefined;
   return {
     state,
     reason,
@@ -50,7 +51,11 @@ export function buildStatus(sources: StatusSources): AgentStatus {
     stuns: session ? stunStatus(session) : [],
     serial: session?.engine.model.serial ?? 0,
     firewall: session?.engine.firewall,
-    peers: session ? peerStatuses(session, sources.isPinned) : [],
+    counts: session ? countPeers(session) : { total: 0, idle: 0, connecting: 0, connected: 0 },
+    get peers() {
+      peers ??= session ? [...peerStatuses(session, sources.isPinned)] : [];
+      return peers;
+    },
     counters: session ? counters(session) : new Map(),
   };
 }
@@ -91,22 +96,38 @@ function stunStatus(session: Session): RelayStatus[] {
   }));
 }
 
-function peerStatuses(session: Session, isPinned: (key: PublicKey) => boolean): PeerStatus[] {
-  const stats = session.device.allPeerStats();
-  const peers: PeerStatus[] = [];
-  for (const peer of session.engine.connections.peers)
-    peers.push(peerStatus(session, peer, stats.get(peer.key), isPinned(peer.key)));
-  for (const info of session.engine.model.offline) peers.push(offlineStatus(info, isPinned(info.key)));
-  return peers;
+function countPeers({ engine }: Session): PeerCounts {
+  const counts = { idle: 0, connecting: 0, connected: 0 };
+  let awake = 0;
+  for (const peer of engine.connections.awakePeers) {
+    counts[peer.status]++;
+    awake++;
+  }
+  const asleep = engine.connections.size - awake + engine.model.offline.length;
+  return { ...counts, total: asleep + awake, idle: asleep + counts.idle };
 }
 
-function peerStatus(
+/** All peers, each read when it is asked for. */
+export function* peerStatuses(session: Session, isPinned: (key: PublicKey) => boolean): Generator<PeerStatus> {
+  for (const peer of session.engine.connections.peers) yield peerStatus(session, peer, isPinned(peer.key));
+  for (const info of session.engine.model.offline) yield offlineStatus(info, isPinned(info.key));
+}
+
+export function findPeerStatus(
   session: Session,
-  peer: PeerConnection,
-  stats: DevicePeerStats | undefined,
-  pinned: boolean,
-): PeerStatus {
+  key: PublicKey,
+  isPinned: (key: PublicKey) => boolean,
+): PeerStatus | undefined {
+  const peer = session.engine.connections.find(key);
+  if (peer) return peerStatus(session, peer, isPinned(key));
+  const info = session.engine.model.offline.find((each) => each.key === key);
+  return info && offlineStatus(info, isPinned(key));
+}
+
+function peerStatus(session: Session, peer: PeerConnection, pinned: boolean): PeerStatus {
   const { info } = peer;
+  // Who was never awake has no counters worth reading.
+  const stats = peer.timeline.length > 0 ? session.device.peerStats(peer.key) : undefined;
   return {
     key: peer.key,
     fqdn: info.fqdn,

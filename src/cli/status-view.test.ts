@@ -36,6 +36,7 @@ function fixedView(change: Partial<AgentStatus> = {}): StatusView {
     stuns: [{ uri: "stun:stun.test:3478", available: false, error: "no answer" }],
     serial: 7,
     firewall: { kind: "rules", rules: 12 },
+    counts: { total: 4, idle: 1, connecting: 1, connected: 2 },
     peers,
     counters: new Map([
       ["drop-replay", 2],

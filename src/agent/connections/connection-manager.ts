@@ -26,7 +26,7 @@ const MAX_SLEEP_BACKOFF: Millis = 24 * 3_600_000;
 export interface ConnectionManagerDeps extends Omit<PeerDeps, "changed"> {
   readonly clock: Clock;
   readonly device: WireGuardDevice;
-  /** Something that status shows of this peer changed; undefined: of the set of peers. */
+  /** Something that status shows of this peer changed, if only that it came or went; undefined: of all. */
   readonly changed: (peer: PeerConnection | undefined) => void;
 }
 
@@ -79,6 +79,11 @@ export class ConnectionManager {
     return this.#members.values().map((member) => member.connection);
   }
 
+  /** Those that do not sleep, few where most peers are lazy. */
+  get awakePeers(): Iterable<PeerConnection> {
+    return this.#awake;
+  }
+
   get size(): number {
     return this.#members.size;
   }
@@ -118,7 +123,6 @@ export class ConnectionManager {
       if (!sameVersion) this.#decide(member);
     }
     for (const info of change.added) this.#add(info);
-    this.#deps.changed(undefined);
   }
 
   /** Groups of peers that serve the same routed network; replaces the earlier ones. */
@@ -284,6 +288,7 @@ export class ConnectionManager {
     const decision = this.#lazyDecision(info);
     const connection = new PeerConnection(this.#deps, info, decision.lazy ? "asleep" : "waiting to connect");
     this.#members.set(info.key, { connection, decision, sentIdleAt: undefined, sleepBackoff: 0 });
+    this.#deps.changed(connection);
     if (!decision.lazy) this.#request(info.key, "background", decision.why, true);
   }
 
@@ -297,6 +302,7 @@ export class ConnectionManager {
     this.#pendingCauses.delete(key);
     member.connection.close();
     this.#deps.device.removePeer(key);
+    this.#deps.changed(member.connection);
   }
 
   #lazyDecision(info: PeerInfo): LazyDecision {

@@ -118,13 +118,11 @@ export function createDaemonService(deps: DaemonServiceDeps): ServiceImpl<typeof
         log.logger,
         (async function* () {
           const filter = parseFilter(request);
-          const status = agent.status();
-          const peers = request.withPeers ? status.peers.filter((peer) => matchesFilter(peer, filter)) : [];
-          yield* inParts(peers, [], request.withTimeline, {
+          yield* inParts(request.withPeers ? agent.peers() : [], filter, [], request.withTimeline, {
             epoch: feed.epoch,
             revision: 0n,
             reset: true,
-            head: head(status),
+            head: head(agent.status()),
           });
         })(),
       ),
@@ -140,11 +138,9 @@ export function createDaemonService(deps: DaemonServiceDeps): ServiceImpl<typeof
             let { epoch, revision } = request;
             do {
               const change = feed.since(epoch, revision);
-              const shown: PeerStatus[] = [];
               const removed: PublicKey[] = [...change.removed];
-              for (const peer of change.peers) {
-                if (matchesFilter(peer, filter)) shown.push(peer);
-                else if (!change.reset) removed.push(peer.key);
+              if (!change.reset) {
+                for (const peer of change.peers) if (!matchesFilter(peer, filter)) removed.push(peer.key);
               }
               const first = {
                 epoch: feed.epoch,
@@ -153,7 +149,8 @@ export function createDaemonService(deps: DaemonServiceDeps): ServiceImpl<typeof
                 head: head(change.status),
               };
               yield* inParts(
-                request.filter?.withPeers ? shown : [],
+                request.filter?.withPeers ? change.peers : [],
+                filter,
                 removed,
                 request.filter?.withTimeline ?? false,
                 first,
@@ -240,28 +237,36 @@ async function* runOrder(
   yield create(UpEventSchema, { event: { case: "result", value: { already, head: head() } } });
 }
 
-/** Yields the peers in parts, letting the event loop turn between two. */
+/** Yields the peers that the filter lets through in parts, letting the event loop turn between two and after many others. */
 async function* inParts(
-  peers: readonly PeerStatus[],
+  peers: Iterable<PeerStatus>,
+  filter: PeerFilter,
   removed: readonly PublicKey[],
   withTimeline: boolean,
   first: Pick<StatusPart, "epoch" | "revision" | "reset"> & { readonly head: StatusHead },
 ): AsyncGenerator<StatusPart> {
-  let sent = 0;
-  do {
-    const slice = peers.slice(sent, sent + PEERS_PER_PART);
-    const begins = sent === 0;
-    sent += slice.length;
-    yield create(StatusPartSchema, {
+  let begins = true;
+  let slice: Peer[] = [];
+  const part = (more: boolean): StatusPart => {
+    const made = create(StatusPartSchema, {
       epoch: first.epoch,
       revision: first.revision,
       reset: begins && first.reset,
       ...(begins ? { head: first.head, removed: removed.map((key) => PublicKey.toBytes(key)) } : {}),
-      peers: slice.map((peer) => encodePeer(peer, withTimeline)),
-      more: sent < peers.length,
+      peers: slice,
+      more,
     });
-    if (sent < peers.length) await nextTurn();
-  } while (sent < peers.length);
+    begins = false;
+    slice = [];
+    return made;
+  };
+  let seen = 0;
+  for (const peer of peers) {
+    if (slice.length === PEERS_PER_PART) yield part(true);
+    if (++seen % PEERS_PER_PART === 0) await nextTurn();
+    if (matchesFilter(peer, filter)) slice.push(encodePeer(peer, withTimeline));
+  }
+  yield part(false);
 }
 
 /** Throws DaemonError `value-invalid`. */

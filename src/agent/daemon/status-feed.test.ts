@@ -58,11 +58,51 @@ test("a watcher that missed more removals than are remembered starts again with 
   feed.since(feed.epoch, revision);
   const status = agent.status();
   agent.status = () => ({ ...status, peers: [] });
-  feed.noteChange();
+  feed.noteChange("all");
   feed.since(feed.epoch, revision);
   const late = feed.since(feed.epoch, revision);
   assert.equal(late.reset, true);
   assert.deepEqual(late.peers, []);
+});
+
+test("a change of one peer reads that peer and those that are awake, not the others", async () => {
+  const { agent, feed } = await feedOf(400);
+  const { revision } = feed.since("", 0n);
+  const awake = agent.status().peers.filter(({ state }) => state !== "idle").length;
+  const status = agent.status.bind(agent);
+  let read = 0;
+  agent.status = () => ({
+    ...status(),
+    get peers(): never {
+      throw new Error("all peers were asked for");
+    },
+  });
+  agent.peerStatus = (key) => {
+    read++;
+    return status().peers.find((peer) => peer.key === key);
+  };
+  agent.wakePeer(keyOf(5));
+  const change = feed.since(feed.epoch, revision);
+  assert.deepEqual(
+    change.peers.map(({ key }) => key),
+    [keyOf(5)],
+  );
+  assert.ok(read <= awake + 1, `${read} peers were read`);
+  agent.removePeer(keyOf(6));
+  const removal = feed.since(feed.epoch, change.revision);
+  assert.deepEqual([removal.peers, removal.removed], [[], [keyOf(6)]]);
+});
+
+test("a watcher that missed more changes than are remembered apart gets each changed peer all the same", async () => {
+  const { agent, feed } = await feedOf(10);
+  const { revision } = feed.since("", 0n);
+  for (let round = 0; round < 20_000; round++) {
+    agent.changePeer(keyOf(1 + (round % 2)), { rxBytes: round });
+    feed.since(feed.epoch, revision);
+  }
+  const { reset, peers } = feed.since(feed.epoch, revision);
+  assert.equal(reset, false);
+  assert.deepEqual(new Set(peers.map(({ key }) => key)), new Set([keyOf(1), keyOf(2)]));
 });
 
 test("waiting ends with a change or with the signal, and the agent is let go with the last watcher", async () => {

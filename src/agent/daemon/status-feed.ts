@@ -1,10 +1,13 @@
 import { randomBytes } from "node:crypto";
 import { sameEndpoint } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
-import type { AgentControl, AgentStatus, PeerPath, PeerStatus } from "../control.ts";
+import type { AgentControl, AgentStatus, ChangedPeers, PeerPath, PeerStatus } from "../control.ts";
 
 /** Keys of removed peers that are remembered; a watcher that missed more starts again with a snapshot. */
 const TOMBSTONES_MAX = 4096;
+
+/** Changed rows that are found without looking at all; a watcher that missed more costs a look at all. */
+const RECENT_MAX = 8192;
 
 /** What changed after a revision. */
 export interface StatusChange {
@@ -24,14 +27,21 @@ interface Row {
 /**
  * Numbers the changes of the agent's status, so that any number of watchers, each at its own pace, get what changed since
  * the revision they have seen: a slow one skips intermediate states and never makes anything wait. Works only while it is
- * watched; the agent is read at most once per change it reports.
+ * watched; of the agent's peers only those are read that changed, and those that are awake, whose counters run.
  */
 export class StatusFeed {
   readonly epoch: string = randomBytes(8).toString("hex");
-  readonly #agent: Pick<AgentControl, "status" | "onChange">;
+  readonly #agent: StatusSource;
   readonly #rows = new Map<PublicKey, Row>();
   readonly #tombstones = new Map<PublicKey, bigint>();
   readonly #waiting = new Set<() => void>();
+  /** Peers that were not idle when they were last read. */
+  readonly #live = new Set<PublicKey>();
+  /** Rows as they changed, oldest first; all after `#recentAfter`. */
+  #recent: { readonly key: PublicKey; readonly revision: bigint }[] = [];
+  #recentAfter = 0n;
+  /** Peers to read again. */
+  #changed: Set<PublicKey> | "all" = "all";
   #forgottenBefore = 0n;
   #revision = 0n;
   #status: AgentStatus | undefined;
@@ -39,7 +49,7 @@ export class StatusFeed {
   #watchers = 0;
   #unsubscribe: (() => void) | undefined;
 
-  constructor(agent: Pick<AgentControl, "status" | "onChange">) {
+  constructor(agent: StatusSource) {
     this.#agent = agent;
   }
 
@@ -47,7 +57,8 @@ export class StatusFeed {
   watch(): () => void {
     if (this.#watchers++ === 0) {
       this.#stale = true;
-      this.#unsubscribe = this.#agent.onChange(() => this.noteChange());
+      this.#changed = "all";
+      this.#unsubscribe = this.#agent.onChange((peers) => this.noteChange(peers));
     }
     let left = false;
     return () => {
@@ -61,8 +72,10 @@ export class StatusFeed {
   }
 
   /** Something in the head changed that the agent does not know of (log level, settings), or the agent said so. */
-  noteChange(): void {
+  noteChange(peers: ChangedPeers = NO_PEERS): void {
     this.#stale = true;
+    if (peers === "all") this.#changed = "all";
+    else if (this.#changed !== "all") for (const key of peers) this.#changed.add(key);
     for (const wake of [...this.#waiting]) wake();
   }
 
@@ -71,8 +84,7 @@ export class StatusFeed {
     this.#refresh();
     const reset =
       epoch !== this.epoch || revision < this.#forgottenBefore || revision > this.#revision || revision === 0n;
-    const peers: PeerStatus[] = [];
-    for (const row of this.#rows.values()) if (reset || row.revision > revision) peers.push(row.peer);
+    const peers = reset ? Array.from(this.#rows.values(), ({ peer }) => peer) : this.#changedAfter(revision);
     const removed: PublicKey[] = [];
     if (!reset) for (const [key, at] of this.#tombstones) if (at > revision) removed.push(key);
     return { revision: this.#revision, reset, status: this.#status!, peers, removed };
@@ -100,19 +112,10 @@ export class StatusFeed {
     this.#stale = false;
     const status = this.#agent.status();
     const next = this.#revision + 1n;
-    const seen = new Set<PublicKey>();
-    for (const peer of status.peers) {
-      seen.add(peer.key);
-      const row = this.#rows.get(peer.key);
-      if (row && samePeer(row.peer, peer)) continue;
-      this.#rows.set(peer.key, { peer, revision: next });
-      this.#tombstones.delete(peer.key);
-    }
-    for (const key of this.#rows.keys()) {
-      if (seen.has(key)) continue;
-      this.#rows.delete(key);
-      this.#tombstones.set(key, next);
-    }
+    const changed = this.#changed;
+    this.#changed = new Set();
+    if (changed === "all") this.#readAll(status.peers, next);
+    else for (const key of new Set([...changed, ...this.#live])) this.#put(key, this.#agent.peerStatus(key), next);
     for (const [key, at] of this.#tombstones) {
       if (this.#tombstones.size <= TOMBSTONES_MAX) break;
       this.#tombstones.delete(key);
@@ -122,7 +125,51 @@ export class StatusFeed {
     this.#revision = next;
     this.#status = status;
   }
+
+  #readAll(peers: readonly PeerStatus[], revision: bigint): void {
+    const seen = new Set<PublicKey>();
+    for (const peer of peers) {
+      seen.add(peer.key);
+      this.#put(peer.key, peer, revision);
+    }
+    for (const key of this.#rows.keys()) if (!seen.has(key)) this.#put(key, undefined, revision);
+  }
+
+  /** Undefined: the peer is gone. */
+  #put(key: PublicKey, peer: PeerStatus | undefined, revision: bigint): void {
+    if (peer && peer.state !== "idle") this.#live.add(key);
+    else this.#live.delete(key);
+    const row = this.#rows.get(key);
+    if (!peer) {
+      if (this.#rows.delete(key)) this.#tombstones.set(key, revision);
+      return;
+    }
+    if (row && samePeer(row.peer, peer)) return;
+    this.#rows.set(key, { peer, revision });
+    this.#tombstones.delete(key);
+    if (this.#recent.length >= 2 * RECENT_MAX) {
+      this.#recentAfter = this.#recent[RECENT_MAX - 1]!.revision;
+      this.#recent = this.#recent.slice(RECENT_MAX);
+    }
+    this.#recent.push({ key, revision });
+  }
+
+  #changedAfter(revision: bigint): PeerStatus[] {
+    if (revision < this.#recentAfter) {
+      return [...this.#rows.values()].filter((row) => row.revision > revision).map(({ peer }) => peer);
+    }
+    const keys = new Set<PublicKey>();
+    for (let at = this.#recent.length - 1; at >= 0 && this.#recent[at]!.revision > revision; at--) {
+      keys.add(this.#recent[at]!.key);
+    }
+    return [...keys].reverse().flatMap((key) => this.#rows.get(key)?.peer ?? []);
+  }
 }
+
+/** What the feed reads. */
+export type StatusSource = Pick<AgentControl, "status" | "peerStatus" | "onChange">;
+
+const NO_PEERS: ReadonlySet<PublicKey> = new Set();
 
 /** Everything of a peer that is shown. Compared by value: the recorder may or may not reuse its objects. */
 function samePeer(a: PeerStatus, b: PeerStatus): boolean {

@@ -5,7 +5,6 @@ import {
   AgentState as AgentStateWire,
   type FirewallSchema,
   type Peer,
-  type PeerCountsSchema,
   PeerSchema,
   PeerState as PeerStateWire,
   type StatusHead,
@@ -104,7 +103,7 @@ export function encodeHead(status: AgentStatus, facts: DaemonFacts, takenAt: num
     stuns: status.stuns.map((stun) => ({ ...stun, error: stun.error ?? "" })),
     serial: BigInt(status.serial),
     ...(status.firewall && { firewall: encodeFirewall(status.firewall) }),
-    peers: countPeers(status.peers),
+    peers: status.counts,
     counters: Object.fromEntries(status.counters),
     settings,
     takenAt,
@@ -114,12 +113,6 @@ export function encodeHead(status: AgentStatus, facts: DaemonFacts, takenAt: num
 
 function encodeFirewall(firewall: FirewallStatus): MessageInitShape<typeof FirewallSchema> {
   return firewall.kind === "rules" ? { enforced: true, rules: firewall.rules } : { enforced: false };
-}
-
-function countPeers(peers: readonly PeerStatus[]): MessageInitShape<typeof PeerCountsSchema> {
-  const counts = { total: peers.length, idle: 0, connecting: 0, connected: 0 };
-  for (const peer of peers) counts[peer.state]++;
-  return counts;
 }
 
 function encodePath(path: PeerPath): Pick<MessageInitShape<typeof PeerSchema>, "path"> {

@@ -202,6 +202,7 @@ export class Engine {
 
   /** Everything of a map but the peers: it comes whole with every map, and with the last part of one. */
   #applyHead(map: NetworkMap, difference: MapDifference): void {
+    const before = this.#model;
     const routes = parseRoutes(map, this.#ownKey);
     difference.problems.push(...routes.problems);
     this.#book.setRoutes(routes.byPeer, difference);
@@ -212,6 +213,7 @@ export class Engine {
       routes,
       forwardTargets: parseForwardTargets(map),
     };
+    if (before.offline.length + this.#model.offline.length > 0) this.#deps.changed(undefined);
     this.#headChanged = true;
   }
 

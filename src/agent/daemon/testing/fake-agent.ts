@@ -2,7 +2,15 @@ import { PerchError } from "#base/errors.ts";
 import { type IpAddress, parseEndpoint, parsePrefix } from "#base/ip.ts";
 import { PublicKey } from "#base/keys.ts";
 import { parseCandidate } from "#ice/candidate.ts";
-import type { AgentControl, AgentSettings, AgentState, AgentStatus, PeerStatus } from "../../control.ts";
+import type {
+  AgentControl,
+  AgentSettings,
+  AgentState,
+  AgentStatus,
+  ChangedPeers,
+  PeerCounts,
+  PeerStatus,
+} from "../../control.ts";
 import type { AgentExamination, PairExamination } from "../../examination.ts";
 import { examineAgent } from "../../findings.ts";
 import { diagnosePair, type PairFacts } from "../../peer/diagnosis.ts";
@@ -80,7 +88,7 @@ export class FakeAgent implements AgentControl, AsyncDisposable {
   failures: FakeFailure[] = [];
   /** `up` waits here when set, before it connects. */
   gate: Promise<void> | undefined;
-  readonly #listeners = new Set<() => void>();
+  readonly #listeners = new Set<(peers: ChangedPeers) => void>();
   #peers: readonly PeerStatus[];
   #status: AgentStatus;
 
@@ -95,6 +103,7 @@ export class FakeAgent implements AgentControl, AsyncDisposable {
       relays: [],
       stuns: [],
       serial: 0,
+      counts: countPeers([]),
       peers: [],
       counters: new Map(),
     };
@@ -166,10 +175,11 @@ export class FakeAgent implements AgentControl, AsyncDisposable {
       relays: [],
       stuns: [],
       serial: 0,
+      counts: countPeers([]),
       peers: [],
       counters: new Map(),
     };
-    this.#tell();
+    this.#tell("all");
   }
 
   async deregister(): Promise<void> {
@@ -182,7 +192,15 @@ export class FakeAgent implements AgentControl, AsyncDisposable {
     return this.#status;
   }
 
-  onChange(listener: () => void): () => void {
+  peers(): Iterable<PeerStatus> {
+    return this.status().peers;
+  }
+
+  peerStatus(key: PublicKey): PeerStatus | undefined {
+    return this.status().peers.find((peer) => peer.key === key);
+  }
+
+  onChange(listener: (peers: ChangedPeers) => void): () => void {
     this.#listeners.add(listener);
     return () => void this.#listeners.delete(listener);
   }
@@ -284,12 +302,12 @@ export class FakeAgent implements AgentControl, AsyncDisposable {
   /** Changes one peer and tells the listeners. */
   changePeer(key: PublicKey, change: Partial<PeerStatus>): void {
     this.#peers = this.#peers.map((peer) => (peer.key === key ? { ...peer, ...change } : peer));
-    this.#change({ peers: this.#peers });
+    this.#change({ peers: this.#peers }, new Set([key]));
   }
 
   removePeer(key: PublicKey): void {
     this.#peers = this.#peers.filter((peer) => peer.key !== key);
-    this.#change({ peers: this.#peers });
+    this.#change({ peers: this.#peers }, new Set([key]));
   }
 
   setState(state: AgentState, reason?: string): void {
@@ -316,14 +334,21 @@ export class FakeAgent implements AgentControl, AsyncDisposable {
     this.registered = true;
   }
 
-  #change(change: Partial<AgentStatus>): void {
-    this.#status = { ...this.#status, ...change };
-    this.#tell();
+  #change(change: Partial<AgentStatus>, peers: ChangedPeers = "all"): void {
+    const status = { ...this.#status, ...change };
+    this.#status = { ...status, counts: countPeers(status.peers) };
+    this.#tell(peers);
   }
 
-  #tell(): void {
-    for (const listener of [...this.#listeners]) listener();
+  #tell(peers: ChangedPeers): void {
+    for (const listener of [...this.#listeners]) listener(peers);
   }
+}
+
+function countPeers(peers: readonly PeerStatus[]): PeerCounts {
+  const counts = { total: peers.length, idle: 0, connecting: 0, connected: 0 };
+  for (const peer of peers) counts[peer.state]++;
+  return counts;
 }
 
 /** Key number `index`. */
