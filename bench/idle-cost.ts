@@ -83,7 +83,7 @@ async function measure(peers: number, wakes: number): Promise<Cost> {
   const first: number[] = [];
   await using pair = await WakePair.start(network, "alder", "birch");
   for (let wake = 0; wake <= wakes; wake++) {
-    const { result } = await pair.wake("udp", { settleMs: 20 });
+    const { result } = await pair.wake("udp", { settleMs: 300 });
     await pair.sleep();
     // The first is the one that finds an endpoint.
     if (wake > 0) first.push(result.firstMs);
