@@ -21,15 +21,17 @@ test(`${RUNS} random lives from seed ${FIRST} keep every promise`, async (t) => 
     failures.push(`seed ${seed} (${report.story}):\n  ${report.violations.join("\n  ")}`);
   }
   t.diagnostic(`seeds ${FIRST} to ${FIRST + RUNS - 1}: ${JSON.stringify(sums)}`);
+  const replay = "tell one line by line: node test/sim/run-lives.ts SEED";
   assert.equal(
     failures.length,
     0,
-    `${failures.length} of ${RUNS} lives broke a promise:\n${failures.slice(0, 8).join("\n")}`,
+    `${failures.length} of ${RUNS} lives broke a promise (${replay}):\n${failures.slice(0, 8).join("\n")}`,
   );
 });
 
 test("a seed told twice is the same life", async () => {
-  for (const seed of [1, 2, 3, 4, 5]) {
+  // In 2009 both ends begin a handshake at once, and the session indices decide which of the two stays.
+  for (const seed of [1, 2, 3, 4, 2009, 2009, 2009]) {
     const [first, second] = [await liveRandomly(seed), await liveRandomly(seed)];
     assert.equal(first.fingerprint, second.fingerprint, `seed ${seed}`);
     assert.ok(first.packets > 0);

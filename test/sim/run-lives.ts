@@ -25,5 +25,6 @@ if (count === undefined) {
   }
   const { seed: __, ...rest } = sums;
   const seconds = Math.round((performance.now() - startedAt) / 1000);
+  if (broken > 0) print("tell one line by line: node test/sim/run-lives.ts SEED");
   print(`${broken} of ${count} lives broke a promise, ${seconds} s: ${JSON.stringify(rest)}`);
 }

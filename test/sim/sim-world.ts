@@ -1,6 +1,7 @@
 import type { Endpoint } from "#base/ip.ts";
 import type { Millis } from "#base/time.ts";
 import { createRandom, Internet } from "./internet.ts";
+import { SeededRandomness } from "./seeded-randomness.ts";
 import { type MachineSettings, SimMachine } from "./sim-machine.ts";
 import { type InnerPacket, readInner } from "./sim-plane.ts";
 import { SimRelayServer } from "./sim-relay.ts";
@@ -42,7 +43,7 @@ const DEFAULTS: MachineSettings = { nat: "none", lazy: true, threshold: 60_000, 
 
 /**
  * Machines with whole agents on a virtual internet, a signal server and relays, under one virtual time. Everything that
- * happens follows from the seed: Math.random is the world's while it exists (use `using`).
+ * happens follows from the seed: random numbers are the world's while it exists (use `using`).
  */
 export class SimWorld {
   readonly seed: number;
@@ -62,15 +63,14 @@ export class SimWorld {
   onDelivered: (record: PacketRecord) => void = () => {};
   serial = 0;
   #nextPacket = 1;
-  readonly #systemRandom = Math.random;
+  readonly #randomness: SeededRandomness;
 
   constructor(options: WorldOptions) {
     this.seed = options.seed ?? 1;
     this.random = createRandom(this.seed);
     const { trace } = options;
     this.trace = trace && ((line) => trace(`${this.time.now().toFixed(1).padStart(10)} ${line}`));
-    const inAgents = createRandom(this.seed ^ 0x5eed);
-    Math.random = inAgents;
+    this.#randomness = new SeededRandomness(createRandom(this.seed ^ 0x5eed));
     this.internet = new Internet(this.time, { seed: this.seed ^ 0x1e7, delay: options.delay ?? 20 });
     this.internet.onDrop = (datagram, why) => {
       const packet = readInner(datagram);
@@ -91,7 +91,7 @@ export class SimWorld {
 
   [Symbol.dispose](): void {
     for (const machine of this.machines) machine.kill();
-    Math.random = this.#systemRandom;
+    this.#randomness[Symbol.dispose]();
   }
 
   get now(): Millis {
