@@ -33,6 +33,8 @@ export interface WireGuardDevice extends AsyncDisposable {
   removePeer(key: PublicKey): void;
   /** The wake that was reported is not wanted now: what has waited for long is dropped, and the next packet reports again. */
   declineWake(key: PublicKey): void;
+  /** The wake that was reported has to wait, and the next packet reports again; what is staged stays or is dropped, as said. */
+  postponeWake(key: PublicKey, staged: "keep" | "drop"): void;
 
   /**
    * Chooses where an awake peer's packets go. Switching loses nothing. An asleep peer has no path.
@@ -112,7 +114,8 @@ export interface DevicePeerStats {
 export interface DeviceEvents {
   /**
    * Somebody wants an asleep peer: an inner packet was staged for it (`packet`: the first one's header, for the
-   * timeline), or it sent us an authenticated initiation or data. Once per sleep, until the peer was awake or the wake was declined.
+   * timeline), or it sent us an authenticated initiation or data. Once per sleep, until the peer was awake or the wake was
+   * declined or postponed.
    */
   wake: { readonly key: PublicKey; readonly cause: WakeCause };
   /** A session is usable in both directions. */
@@ -146,7 +149,10 @@ export type WakeCause =
   | { readonly kind: "handshake"; readonly source: PacketSource }
   | { readonly kind: "data"; readonly source: PacketSource };
 
-/** 5-tuple of an inner packet; ports are 0 for protocols without. `protocol` is the IP protocol number. */
+/**
+ * 5-tuple of an inner packet. Ports are 0 for protocols without; an ICMP query has its identifier as source port. `protocol`
+ * is the IP protocol number.
+ */
 export interface PacketSummary {
   readonly source: string;
   readonly destination: string;

@@ -51,6 +51,9 @@ class RecordingPlane implements Plane {
   setAsleep(slot: number, asleep: boolean): void {
     this.calls.push(`${asleep ? "asleep" : "awake"} ${slot}`);
   }
+  rearmWake(slot: number): void {
+    this.calls.push(`rearm ${slot}`);
+  }
   setKeepalive(slot: number, seconds: number): void {
     this.calls.push(`keepalive ${slot} ${seconds}`);
   }
@@ -191,7 +194,17 @@ describe("an asleep peer", () => {
     assert.deepEqual(plane.take(), ["asleep 0"], "the worker may report again");
     wake();
     assert.deepEqual(takeEvents(), ["wake"]);
+    device.postponeWake(peer, "keep");
+    assert.deepEqual(plane.take(), ["rearm 0"], "what waits stays");
+    wake();
+    device.postponeWake(peer, "drop");
+    assert.deepEqual(plane.take(), ["drop-staged 0", "rearm 0"]);
+    wake();
+    assert.deepEqual(takeEvents(), ["wake", "wake"]);
     set("awake");
+    plane.take();
+    device.postponeWake(peer, "drop");
+    assert.deepEqual(plane.take(), [], "nothing to postpone");
     wake();
     assert.deepEqual(takeEvents(), [], "awake: old news");
   });

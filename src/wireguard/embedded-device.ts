@@ -37,6 +37,7 @@ export type Plane = Pick<
   | "addPeer"
   | "removePeer"
   | "setAsleep"
+  | "rearmWake"
   | "setKeepalive"
   | "addPrefix"
   | "removePrefix"
@@ -171,6 +172,14 @@ export class EmbeddedDevice implements WireGuardDevice {
   declineWake(key: PublicKey): void {
     const row = this.#peers.get(key);
     if (row?.mode === "asleep" && row.woken && !this.#closing) this.#enterMode(row, "asleep");
+  }
+
+  postponeWake(key: PublicKey, staged: "keep" | "drop"): void {
+    const row = this.#peers.get(key);
+    if (row?.mode !== "asleep" || this.#closing) return;
+    row.woken = false;
+    if (staged === "drop") this.#plane.dropStaged(row.slot);
+    this.#plane.rearmWake(row.slot);
   }
 
   #setMode(row: PeerRow, mode: PeerRow["mode"]): void {

@@ -138,6 +138,15 @@ export class SimPlane implements Plane {
     this.#commandFor(slot, () => (asleep ? this.#sleep(slot) : this.#wake(slot)));
   }
 
+  rearmWake(slot: number): void {
+    this.#commandFor(slot, () => {
+      const peer = this.#peers.active(slot);
+      if (!peer) return;
+      peer.wakeReported = false;
+      this.#peers.releaseIfIdle(peer);
+    });
+  }
+
   /** The packets of a simulation have no protocol and no ports: there is nothing to judge them by. */
   setFilter(): void {}
 

@@ -116,6 +116,13 @@ export class CommandApplier {
         if (peer) this.#deps.staging.clear(peer, Counter["drop-staged-given-up"]);
         return;
       }
+      case Command.rearmWake: {
+        const peer = peers.active(slot);
+        if (!peer) return;
+        peer.wakeReported = false;
+        peers.releaseIfIdle(peer);
+        return;
+      }
       case Command.noteAuthenticated:
         return this.#note(slot, argument !== 0, view.getFloat64(at + RecordField.time, true));
       case Command.inject: {

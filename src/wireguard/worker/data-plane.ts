@@ -355,6 +355,11 @@ export class DataPlane implements AsyncDisposable {
     this.#commands.send({ opcode: Command.setAsleep, slot, argument: asleep ? 1 : 0 });
   }
 
+  /** The wake that was reported has to wait: what is staged stays, the next packet raises a wake again. */
+  rearmWake(slot: number): void {
+    this.#commands.send({ opcode: Command.rearmWake, slot });
+  }
+
   /** Persistent keepalive in seconds, 0 = off; switching it on sends one at once. */
   setKeepalive(slot: number, seconds: number): void {
     this.#commands.send({ opcode: Command.setKeepalive, slot, argument: seconds });

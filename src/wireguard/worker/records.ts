@@ -69,6 +69,8 @@ export const Command = {
   filterCommit: 16,
   /** payload: the secret that cookies are made with, 32 bytes. */
   setCookieSecret: 17,
+  /** The next packet for an asleep peer is reported as a wake again. */
+  rearmWake: 18,
 } as const;
 export type Command = (typeof Command)[keyof typeof Command];
 

@@ -83,6 +83,11 @@ export class Reporter {
       ring.view.setUint16(record + RecordField.port, (bytes[transport]! << 8) | bytes[transport + 1]!, true);
       ring.view.setUint16(record + RecordField.port2, (bytes[transport + 2]! << 8) | bytes[transport + 3]!, true);
     }
+    // An echo or time stamp request has an identifier instead, which tells programs apart as a port does.
+    const type = bytes[transport]!;
+    const isQuery = isV6 ? protocol === 58 && type === 128 : protocol === 1 && (type === 8 || type === 13);
+    if (isQuery && !laterFragment && transport + 6 <= at + length)
+      ring.view.setUint16(record + RecordField.port, (bytes[transport + 4]! << 8) | bytes[transport + 5]!, true);
     ring.view.setUint32(record + RecordField.argument, length, true);
     this.#commit(ring);
     peer.wakeReported = true;
