@@ -13,7 +13,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file signal.proto.
  */
 export const file_signal: GenFile = /*@__PURE__*/
-  fileDesc("CgxzaWduYWwucHJvdG8SDnNpZ25hbGV4Y2hhbmdlIkAKEEVuY3J5cHRlZE1lc3NhZ2USCwoDa2V5GAIgASgJEhEKCXJlbW90ZUtleRgDIAEoCRIMCgRib2R5GAQgASgMIvwDCgRCb2R5EicKBHR5cGUYASABKA4yGS5zaWduYWxleGNoYW5nZS5Cb2R5LlR5cGUSDwoHcGF5bG9hZBgCIAEoCRIUCgx3Z0xpc3RlblBvcnQYAyABKA0SFgoObmV0QmlyZFZlcnNpb24YBCABKAkSIgoEbW9kZRgFIAEoCzIULnNpZ25hbGV4Y2hhbmdlLk1vZGUSGQoRZmVhdHVyZXNTdXBwb3J0ZWQYBiADKA0SOAoPcm9zZW5wYXNzQ29uZmlnGAcgASgLMh8uc2lnbmFsZXhjaGFuZ2UuUm9zZW5wYXNzQ29uZmlnEh8KEnJlbGF5U2VydmVyQWRkcmVzcxgIIAEoCUgAiAEBEhYKCXNlc3Npb25JZBgKIAEoDEgBiAEBEhoKDXJlbGF5U2VydmVySVAYCyABKAxIAogBARItCgVwZXJjaBhkIAEoCzIeLnNpZ25hbGV4Y2hhbmdlLlBlcmNoRXh0ZW5zaW9uIlIKBFR5cGUSCQoFT0ZGRVIQABIKCgZBTlNXRVIQARINCglDQU5ESURBVEUQAhIICgRNT0RFEAQSCwoHR09fSURMRRAFEg0KCUhFQVJUQkVBVBAGQhUKE19yZWxheVNlcnZlckFkZHJlc3NCDAoKX3Nlc3Npb25JZEIQCg5fcmVsYXlTZXJ2ZXJJUEoECAkQCiJYCg5QZXJjaEV4dGVuc2lvbhISCgpjYW5kaWRhdGVzGAEgAygJEioKA25hdBgCIAEoCzIYLnNpZ25hbGV4Y2hhbmdlLlBlcmNoTmF0SACIAQFCBgoEX25hdCL1AQoIUGVyY2hOYXQSMQoHbWFwcGluZxgBIAEoDjIgLnNpZ25hbGV4Y2hhbmdlLlBlcmNoTmF0Lk1hcHBpbmcSKQoDdWRwGAIgASgOMhwuc2lnbmFsZXhjaGFuZ2UuUGVyY2hOYXQuVWRwIlwKB01hcHBpbmcSEwoPTUFQUElOR19VTktOT1dOEAASCgoGTk9fTkFUEAESGAoURU5EUE9JTlRfSU5ERVBFTkRFTlQQAhIWChJFTkRQT0lOVF9ERVBFTkRFTlQQAyItCgNVZHASDwoLVURQX1VOS05PV04QABIJCgVXT1JLUxABEgoKBlNJTEVOVBACIiYKBE1vZGUSEwoGZGlyZWN0GAEgASgISACIAQFCCQoHX2RpcmVjdCJHCg9Sb3NlbnBhc3NDb25maWcSFwoPcm9zZW5wYXNzUHViS2V5GAEgASgMEhsKE3Jvc2VucGFzc1NlcnZlckFkZHIYAiABKAkyuQEKDlNpZ25hbEV4Y2hhbmdlEkwKBFNlbmQSIC5zaWduYWxleGNoYW5nZS5FbmNyeXB0ZWRNZXNzYWdlGiAuc2lnbmFsZXhjaGFuZ2UuRW5jcnlwdGVkTWVzc2FnZSIAElkKDUNvbm5lY3RTdHJlYW0SIC5zaWduYWxleGNoYW5nZS5FbmNyeXB0ZWRNZXNzYWdlGiAuc2lnbmFsZXhjaGFuZ2UuRW5jcnlwdGVkTWVzc2FnZSIAKAEwAWIGcHJvdG8z");
+  fileDesc("CgxzaWduYWwucHJvdG8SDnNpZ25hbGV4Y2hhbmdlIkAKEEVuY3J5cHRlZE1lc3NhZ2USCwoDa2V5GAIgASgJEhEKCXJlbW90ZUtleRgDIAEoCRIMCgRib2R5GAQgASgMIvwDCgRCb2R5EicKBHR5cGUYASABKA4yGS5zaWduYWxleGNoYW5nZS5Cb2R5LlR5cGUSDwoHcGF5bG9hZBgCIAEoCRIUCgx3Z0xpc3RlblBvcnQYAyABKA0SFgoObmV0QmlyZFZlcnNpb24YBCABKAkSIgoEbW9kZRgFIAEoCzIULnNpZ25hbGV4Y2hhbmdlLk1vZGUSGQoRZmVhdHVyZXNTdXBwb3J0ZWQYBiADKA0SOAoPcm9zZW5wYXNzQ29uZmlnGAcgASgLMh8uc2lnbmFsZXhjaGFuZ2UuUm9zZW5wYXNzQ29uZmlnEh8KEnJlbGF5U2VydmVyQWRkcmVzcxgIIAEoCUgAiAEBEhYKCXNlc3Npb25JZBgKIAEoDEgBiAEBEhoKDXJlbGF5U2VydmVySVAYCyABKAxIAogBARItCgVwZXJjaBhkIAEoCzIeLnNpZ25hbGV4Y2hhbmdlLlBlcmNoRXh0ZW5zaW9uIlIKBFR5cGUSCQoFT0ZGRVIQABIKCgZBTlNXRVIQARINCglDQU5ESURBVEUQAhIICgRNT0RFEAQSCwoHR09fSURMRRAFEg0KCUhFQVJUQkVBVBAGQhUKE19yZWxheVNlcnZlckFkZHJlc3NCDAoKX3Nlc3Npb25JZEIQCg5fcmVsYXlTZXJ2ZXJJUEoECAkQCiKpAQoOUGVyY2hFeHRlbnNpb24SEgoKY2FuZGlkYXRlcxgBIAMoCRIqCgNuYXQYAiABKAsyGC5zaWduYWxleGNoYW5nZS5QZXJjaE5hdEgAiAEBEhUKDWFncmVlc09uU2xlZXAYAyABKAgSLgoFc2xlZXAYBCABKAsyGi5zaWduYWxleGNoYW5nZS5QZXJjaFNsZWVwSAGIAQFCBgoEX25hdEIICgZfc2xlZXAipgEKClBlcmNoU2xlZXASLQoEc3RlcBgBIAEoDjIfLnNpZ25hbGV4Y2hhbmdlLlBlcmNoU2xlZXAuU3RlcBINCgVlcG9jaBgCIAEoBxIOCgZpZGxlTXMYAyABKA0SEwoGd2FpdE1zGAQgASgNSACIAQEiKgoEU3RlcBILCgdQUk9QT1NFEAASCQoFQUdSRUUQARIKCgZSRUZVU0UQAkIJCgdfd2FpdE1zIvUBCghQZXJjaE5hdBIxCgdtYXBwaW5nGAEgASgOMiAuc2lnbmFsZXhjaGFuZ2UuUGVyY2hOYXQuTWFwcGluZxIpCgN1ZHAYAiABKA4yHC5zaWduYWxleGNoYW5nZS5QZXJjaE5hdC5VZHAiXAoHTWFwcGluZxITCg9NQVBQSU5HX1VOS05PV04QABIKCgZOT19OQVQQARIYChRFTkRQT0lOVF9JTkRFUEVOREVOVBACEhYKEkVORFBPSU5UX0RFUEVOREVOVBADIi0KA1VkcBIPCgtVRFBfVU5LTk9XThAAEgkKBVdPUktTEAESCgoGU0lMRU5UEAIiJgoETW9kZRITCgZkaXJlY3QYASABKAhIAIgBAUIJCgdfZGlyZWN0IkcKD1Jvc2VucGFzc0NvbmZpZxIXCg9yb3NlbnBhc3NQdWJLZXkYASABKAwSGwoTcm9zZW5wYXNzU2VydmVyQWRkchgCIAEoCTK5AQoOU2lnbmFsRXhjaGFuZ2USTAoEU2VuZBIgLnNpZ25hbGV4Y2hhbmdlLkVuY3J5cHRlZE1lc3NhZ2UaIC5zaWduYWxleGNoYW5nZS5FbmNyeXB0ZWRNZXNzYWdlIgASWQoNQ29ubmVjdFN0cmVhbRIgLnNpZ25hbGV4Y2hhbmdlLkVuY3J5cHRlZE1lc3NhZ2UaIC5zaWduYWxleGNoYW5nZS5FbmNyeXB0ZWRNZXNzYWdlIgAoATABYgZwcm90bzM");
 
 /**
  * What travels. Number 1 is unused.
@@ -117,7 +117,8 @@ export type Body = Message<"signalexchange.Body"> & {
   relayServerIP?: Uint8Array | undefined;
 
   /**
-   * Between Perch agents; stock agents skip it. Present in every OFFER and ANSWER of a Perch agent.
+   * Between Perch agents; stock agents skip it. Present in every OFFER and ANSWER of a Perch agent, and in a GO_IDLE that
+   * belongs to an agreement about sleep.
    *
    * @generated from field: signalexchange.PerchExtension perch = 100;
    */
@@ -203,6 +204,21 @@ export type PerchExtension = Message<"signalexchange.PerchExtension"> & {
    * @generated from field: optional signalexchange.PerchNat nat = 2;
    */
   nat?: PerchNat | undefined;
+
+  /**
+   * OFFER and ANSWER: the sender agrees with its peer before it sleeps, as in `sleep`. Otherwise GO_IDLE alone says that it
+   * sleeps now.
+   *
+   * @generated from field: bool agreesOnSleep = 3;
+   */
+  agreesOnSleep: boolean;
+
+  /**
+   * GO_IDLE only; without it the sender sleeps already.
+   *
+   * @generated from field: optional signalexchange.PerchSleep sleep = 4;
+   */
+  sleep?: PerchSleep | undefined;
 };
 
 /**
@@ -211,6 +227,83 @@ export type PerchExtension = Message<"signalexchange.PerchExtension"> & {
  */
 export const PerchExtensionSchema: GenMessage<PerchExtension> = /*@__PURE__*/
   messageDesc(file_signal, 2);
+
+/**
+ * One step of an agreement about sleep (docs/adr/0003). All steps are GO_IDLE messages, which wake nobody.
+ *
+ * @generated from message signalexchange.PerchSleep
+ */
+export type PerchSleep = Message<"signalexchange.PerchSleep"> & {
+  /**
+   * @generated from field: signalexchange.PerchSleep.Step step = 1;
+   */
+  step: PerchSleep_Step;
+
+  /**
+   * Names a proposal; its answer has the same.
+   *
+   * @generated from field: fixed32 epoch = 2;
+   */
+  epoch: number;
+
+  /**
+   * PROPOSE: for how long the sender saw no traffic; 0 when a user asked for the sleep.
+   *
+   * @generated from field: uint32 idleMs = 3;
+   */
+  idleMs: number;
+
+  /**
+   * REFUSE: no use to ask earlier than this; absent: the sender stays connected for good.
+   *
+   * @generated from field: optional uint32 waitMs = 4;
+   */
+  waitMs?: number | undefined;
+};
+
+/**
+ * Describes the message signalexchange.PerchSleep.
+ * Use `create(PerchSleepSchema)` to create a new message.
+ */
+export const PerchSleepSchema: GenMessage<PerchSleep> = /*@__PURE__*/
+  messageDesc(file_signal, 3);
+
+/**
+ * @generated from enum signalexchange.PerchSleep.Step
+ */
+export const PerchSleep_Step = {
+  /**
+   * The sender would sleep, and stays awake until it has the answer.
+   *
+   * @generated from enum value: PROPOSE = 0;
+   */
+  PROPOSE: 0,
+
+  /**
+   * The sender sleeps now.
+   *
+   * @generated from enum value: AGREE = 1;
+   */
+  AGREE: 1,
+
+  /**
+   * The sender stays awake.
+   *
+   * @generated from enum value: REFUSE = 2;
+   */
+  REFUSE: 2,
+} as const;
+
+/**
+ * @generated from enum signalexchange.PerchSleep.Step
+ */
+export type PerchSleep_Step = (typeof PerchSleep_Step)[keyof typeof PerchSleep_Step] | UnknownEnum;
+
+/**
+ * Describes the enum signalexchange.PerchSleep.Step.
+ */
+export const PerchSleep_StepSchema: GenEnum<PerchSleep_Step> = /*@__PURE__*/
+  enumDesc(file_signal, 3, 0);
 
 /**
  * UDP as the sender of an OFFER or ANSWER finds it.
@@ -236,7 +329,7 @@ export type PerchNat = Message<"signalexchange.PerchNat"> & {
  * Use `create(PerchNatSchema)` to create a new message.
  */
 export const PerchNatSchema: GenMessage<PerchNat> = /*@__PURE__*/
-  messageDesc(file_signal, 3);
+  messageDesc(file_signal, 4);
 
 /**
  * @generated from enum signalexchange.PerchNat.Mapping
@@ -276,7 +369,7 @@ export type PerchNat_Mapping = (typeof PerchNat_Mapping)[keyof typeof PerchNat_M
  * Describes the enum signalexchange.PerchNat.Mapping.
  */
 export const PerchNat_MappingSchema: GenEnum<PerchNat_Mapping> = /*@__PURE__*/
-  enumDesc(file_signal, 3, 0);
+  enumDesc(file_signal, 4, 0);
 
 /**
  * @generated from enum signalexchange.PerchNat.Udp
@@ -311,7 +404,7 @@ export type PerchNat_Udp = (typeof PerchNat_Udp)[keyof typeof PerchNat_Udp] | Un
  * Describes the enum signalexchange.PerchNat.Udp.
  */
 export const PerchNat_UdpSchema: GenEnum<PerchNat_Udp> = /*@__PURE__*/
-  enumDesc(file_signal, 3, 1);
+  enumDesc(file_signal, 4, 1);
 
 /**
  * Obsolete.
@@ -330,7 +423,7 @@ export type Mode = Message<"signalexchange.Mode"> & {
  * Use `create(ModeSchema)` to create a new message.
  */
 export const ModeSchema: GenMessage<Mode> = /*@__PURE__*/
-  messageDesc(file_signal, 4);
+  messageDesc(file_signal, 5);
 
 /**
  * @generated from message signalexchange.RosenpassConfig
@@ -354,7 +447,7 @@ export type RosenpassConfig = Message<"signalexchange.RosenpassConfig"> & {
  * Use `create(RosenpassConfigSchema)` to create a new message.
  */
 export const RosenpassConfigSchema: GenMessage<RosenpassConfig> = /*@__PURE__*/
-  messageDesc(file_signal, 5);
+  messageDesc(file_signal, 6);
 
 /**
  * @generated from service signalexchange.SignalExchange

@@ -65,6 +65,8 @@ export interface PerchExtension {
   readonly candidates: readonly string[];
   /** Absent: the sender tells nothing of it. */
   readonly nat?: NatReport;
+  /** The sender agrees with its peer before it sleeps (sleep-message.ts). */
+  readonly agreesOnSleep?: boolean;
 }
 
 /** UDP and the IPv4 NAT as one side finds them; for diagnosis, nothing is decided by it. */
@@ -115,6 +117,7 @@ export function createOfferBody(type: "offer" | "answer", offer: Offer): Body {
     ...(perch && {
       perch: {
         candidates: [...perch.candidates],
+        agreesOnSleep: perch.agreesOnSleep ?? false,
         ...(perch.nat && { nat: { mapping: MAPPINGS[perch.nat.mapping], udp: UDP[perch.nat.udp] } }),
       },
     }),
@@ -137,7 +140,11 @@ export function parseOfferBody(body: Body): Offer | undefined {
       relay: { instanceUrl: body.relayServerAddress, ...(address && { address }) },
     }),
     ...(body.perch && {
-      perch: { candidates: body.perch.candidates, ...(body.perch.nat && { nat: parseNat(body.perch.nat) }) },
+      perch: {
+        candidates: body.perch.candidates,
+        ...(body.perch.agreesOnSleep && { agreesOnSleep: true }),
+        ...(body.perch.nat && { nat: parseNat(body.perch.nat) }),
+      },
     }),
   };
 }
