@@ -12,6 +12,7 @@ import type {
   DevicePath,
   DevicePeerConfig,
   DevicePeerStats,
+  PacketSummary,
   WireGuardDevice,
 } from "#wireguard/device.ts";
 import type { PeerInfo } from "../peer/peer-connection.ts";
@@ -27,6 +28,8 @@ class ScriptedDevice {
   readonly initiations: PublicKey[] = [];
   readonly paths: (readonly DevicePath[])[] = [];
   readonly declined: PublicKey[] = [];
+  readonly postponed: [PublicKey, "keep" | "drop"][] = [];
+  #packets = 0;
   readonly activity = new Map<PublicKey, number>();
   readonly sent = new Map<PublicKey, number>();
   readonly staged = new Map<PublicKey, number>();
@@ -41,6 +44,10 @@ class ScriptedDevice {
 
   declineWake(key: PublicKey): void {
     this.declined.push(key);
+  }
+
+  postponeWake(key: PublicKey, staged: "keep" | "drop"): void {
+    this.postponed.push([key, staged]);
   }
 
   setPath(_key: PublicKey, _path: DevicePath): void {}
@@ -59,15 +66,17 @@ class ScriptedDevice {
     };
   }
 
-  /** A packet of the machine's own towards the peer. */
-  packetTo(key: PublicKey): void {
+  /** A packet of the machine's own towards the peer; each of another program that wants something else. */
+  packetTo(key: PublicKey, what: Partial<PacketSummary> = {}): void {
+    const count = this.#packets++;
     const packet = {
       source: "100.64.0.1",
       destination: "100.64.0.2",
       protocol: 6,
-      sourcePort: 40000,
-      destinationPort: 22,
+      sourcePort: 40000 + count,
+      destinationPort: 22 + count,
       bytes: 60,
+      ...what,
     };
     this.events.emit("wake", { key, cause: { kind: "packet", packet } });
   }

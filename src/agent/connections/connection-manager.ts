@@ -1,12 +1,15 @@
 import type { PublicKey } from "#base/keys.ts";
 import type { Clock, Millis } from "#base/time.ts";
 import { type Body, Body_Type } from "#gen/signal_pb.ts";
-import type { DeviceEvents, WakeCause, WireGuardDevice } from "#wireguard/device.ts";
+import type { DeviceEvents, WireGuardDevice } from "#wireguard/device.ts";
 import { AgentError } from "../errors.ts";
 import { PeerConnection, type PeerDeps, type PeerInfo } from "../peer/peer-connection.ts";
 import { IdleClock } from "./lazy/idle-clock.ts";
 import { decideLazy, type LazyDecision } from "./lazy/policy.ts";
-import { type WakePriority, WakeQueue } from "./wake-queue.ts";
+import { WakeAdmission, type WakeStatus } from "./wake-admission.ts";
+import { describeCause } from "./wake-cause.ts";
+import { WakeJudge } from "./wake-judge.ts";
+import type { WakePriority } from "./wake-queue.ts";
 
 /**
  * A GO_IDLE that finds us this soon after a wake or after traffic of ours crossed with it: the remote is wanted. It comes
@@ -51,11 +54,13 @@ interface Member {
  */
 export class ConnectionManager {
   readonly #deps: ConnectionManagerDeps;
+  /** As `#deps`, with signal messages counted. */
+  readonly #peerDeps: PeerDeps;
   readonly #members = new Map<PublicKey, Member>();
   readonly #awake = new Set<PeerConnection>();
   readonly #idle: IdleClock<PublicKey>;
-  readonly #wakes: WakeQueue<PublicKey>;
-  readonly #pendingCauses = new Map<PublicKey, { readonly cause: string; readonly initiate: boolean }>();
+  readonly #wakes: WakeAdmission;
+  readonly #judge: WakeJudge;
   readonly #pinned: Set<PublicKey>;
   readonly #threshold: Millis;
   /** Members of one high-availability route group wake together; group id -> keys, key -> group ids. */
@@ -71,7 +76,18 @@ export class ConnectionManager {
     this.#threshold = options.inactivityThreshold;
     this.#pinned = new Set(options.pinned);
     this.#idle = new IdleClock(deps.clock, (key, now) => this.#considerSleep(key, now));
-    this.#wakes = new WakeQueue(deps.clock, (key) => this.#startWake(key));
+    this.#wakes = new WakeAdmission({
+      clock: deps.clock,
+      device: deps.device,
+      start: (key, order) => this.#post(key, { kind: "wake", ...order }),
+      note: (key, event, detail) => this.find(key)?.note(event, detail),
+    });
+    this.#judge = new WakeJudge({
+      clock: deps.clock,
+      find: (key) => this.find(key),
+      decide: (key) => this.#decideAnew(key),
+    });
+    this.#peerDeps = { ...deps, signal: this.#countingSignal(deps.signal) };
     this.#listen(deps.device);
   }
 
@@ -94,6 +110,16 @@ export class ConnectionManager {
 
   get waitingWakes(): number {
     return this.#wakes.waiting;
+  }
+
+  /** Wakes under way, waiting and held back. */
+  get wakes(): WakeStatus {
+    return this.#wakes.status;
+  }
+
+  /** Why a sleeping peer is not woken although packets wait for it; undefined when none do. */
+  whyHeld(key: PublicKey): string | undefined {
+    return this.#wakes.whyHeld(key);
   }
 
   find(key: PublicKey): PeerConnection | undefined {
@@ -240,6 +266,7 @@ export class ConnectionManager {
     for (const unsubscribe of this.#unsubscribe) unsubscribe();
     this.#idle.close();
     this.#wakes.close();
+    this.#judge.close();
     for (const member of this.#members.values()) member.connection.close();
     this.#members.clear();
     this.#awake.clear();
@@ -256,6 +283,10 @@ export class ConnectionManager {
       this.#unsubscribe.push(device.events.on(name, handle));
     };
     on("wake", ({ key, cause }) => {
+      if (cause.kind === "packet" && !this.find(key)?.awake) {
+        if (this.#members.has(key)) this.#wakes.requestByPacket(key, cause.packet);
+        return;
+      }
       // A handshake or data that crossed with our GO_IDLE: the other side may have gone to sleep on that since.
       const initiate = cause.kind === "packet" || this.#hasJustSentIdle(key);
       this.#request(key, "interactive", describeCause(cause), initiate);
@@ -281,12 +312,13 @@ export class ConnectionManager {
     act();
     if (connection.awake && !wasAwake) this.#noteAwake(member);
     if (connection.status !== "connecting") this.#wakes.release(connection.key);
+    if (connection.status === "connected") this.#judge.noteProven(connection.key);
   }
 
   #add(info: PeerInfo): void {
     if (this.#members.has(info.key)) return;
     const decision = this.#lazyDecision(info);
-    const connection = new PeerConnection(this.#deps, info, decision.lazy ? "asleep" : "waiting to connect");
+    const connection = new PeerConnection(this.#peerDeps, info, decision.lazy ? "asleep" : "waiting to connect");
     this.#members.set(info.key, { connection, decision, sentIdleAt: undefined, sleepBackoff: 0 });
     this.#deps.changed(connection);
     if (!decision.lazy) this.#request(info.key, "background", decision.why, true);
@@ -298,8 +330,8 @@ export class ConnectionManager {
     this.#members.delete(key);
     this.#awake.delete(member.connection);
     this.#idle.unwatch(key);
-    this.#wakes.release(key);
-    this.#pendingCauses.delete(key);
+    this.#wakes.cancel(key);
+    this.#judge.forget(key);
     member.connection.close();
     this.#deps.device.removePeer(key);
     this.#deps.changed(member.connection);
@@ -311,6 +343,7 @@ export class ConnectionManager {
       agentVersion: info.agentVersion,
       pinned: this.#pinned.has(info.key),
       forwardTarget: this.#forwardTargets.has(info.key),
+      kept: this.#judge.whyKept(info.key),
     });
   }
 
@@ -325,6 +358,23 @@ export class ConnectionManager {
     }
   }
 
+  #decideAnew(key: PublicKey): void {
+    const member = this.#members.get(key);
+    if (!member) return;
+    this.#decide(member);
+    this.#deps.changed(member.connection);
+  }
+
+  #countingSignal(signal: PeerDeps["signal"]): PeerDeps["signal"] {
+    return {
+      send: (to, body) => {
+        this.#wakes.noteMessage();
+        return signal.send(to, body);
+      },
+      probe: () => signal.probe(),
+    };
+  }
+
   #request(key: PublicKey, priority: WakePriority, cause: string, initiate: boolean): void {
     const member = this.#members.get(key);
     if (!member) return;
@@ -333,23 +383,15 @@ export class ConnectionManager {
       if (initiate) this.#observe(member, () => member.connection.post({ kind: "wake", cause, initiate }));
       return;
     }
-    const pending = this.#pendingCauses.get(key);
-    if (!pending || (initiate && !pending.initiate)) this.#pendingCauses.set(key, { cause, initiate });
-    this.#wakes.request(key, priority);
-  }
-
-  #startWake(key: PublicKey): void {
-    const pending = this.#pendingCauses.get(key);
-    this.#pendingCauses.delete(key);
-    const member = this.#members.get(key);
-    if (!member || !pending) return;
-    this.#observe(member, () => member.connection.post({ kind: "wake", ...pending }));
+    const isRouter = member.connection.info.routes.length > 0;
+    this.#wakes.request(key, priority === "background" && isRouter ? "router" : priority, { cause, initiate });
   }
 
   #noteAwake(member: Member): void {
     const { connection } = member;
     this.#awake.add(connection);
-    this.#pendingCauses.delete(connection.key);
+    this.#wakes.noteAwake(connection.key);
+    this.#judge.noteAwake(connection.key);
     if (member.decision.lazy)
       this.#idle.watch(connection.key, this.#deps.clock.now() + this.#threshold + member.sleepBackoff);
     for (const mate of this.#groupMates(connection.key)) {
@@ -406,8 +448,8 @@ export class ConnectionManager {
   #putToSleep(member: Member, reason: string, tell: boolean): void {
     const { connection } = member;
     this.#idle.unwatch(connection.key);
-    this.#wakes.release(connection.key);
-    this.#pendingCauses.delete(connection.key);
+    this.#wakes.cancel(connection.key);
+    this.#judge.noteAsleep(connection.key);
     this.#awake.delete(connection);
     // A wake that still waited for its turn is off; its packets must be able to ask again.
     if (!connection.awake) return this.#deps.device.declineWake(connection.key);
@@ -422,26 +464,6 @@ export class ConnectionManager {
     member.sleepBackoff = bounced ? Math.min(MAX_SLEEP_BACKOFF, Math.max(this.#threshold, member.sleepBackoff * 2)) : 0;
     if (bounced) member.connection.note("kept-alive", "the other side reconnects after every sleep");
   }
-}
-
-function describeCause(cause: WakeCause): string {
-  switch (cause.kind) {
-    case "packet": {
-      const { protocol, source, destination, sourcePort, destinationPort } = cause.packet;
-      const name = { 1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6" }[protocol] ?? `protocol ${protocol}`;
-      const port = (address: string, number: number): string =>
-        number === 0 ? address : `${bracket(address)}:${number}`;
-      return `${name} ${port(source, sourcePort)} -> ${port(destination, destinationPort)}`;
-    }
-    case "handshake":
-      return cause.source.kind === "relay" ? "its handshake over the relay" : "its handshake";
-    case "data":
-      return cause.source.kind === "relay" ? "its packet over the relay" : "its packet";
-  }
-}
-
-function bracket(address: string): string {
-  return address.includes(":") ? `[${address}]` : address;
 }
 
 function describeDuration(ms: Millis): string {

@@ -1,35 +1,51 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { ManualClock } from "#base/time.ts";
-import { NEGOTIATION_PATIENCE, WakeQueue } from "./wake-queue.ts";
+import { MessageBudget } from "./message-budget.ts";
+import { NEGOTIATION_PATIENCE, WAITING_PATIENCE, WakeQueue } from "./wake-queue.ts";
 
-function setup(limit: number) {
+function setup(negotiating: number, { waiting = 100, rate = 1_000, burst = 1_000 } = {}) {
   const clock = new ManualClock();
   const started: string[] = [];
-  const queue = new WakeQueue<string>(clock, (key) => started.push(key), limit);
-  return { clock, started, queue };
+  const away: string[] = [];
+  const budget = new MessageBudget(clock, rate, burst);
+  const queue = new WakeQueue<string>(
+    {
+      clock,
+      budget,
+      start(key) {
+        started.push(key);
+        budget.spend();
+      },
+      turnAway: (key, why) => away.push(`${key} ${why}`),
+    },
+    { negotiating, waiting },
+  );
+  return { clock, started, away, budget, queue };
 }
 
-test("wakes start at once while there are places, then wait; interactive ones go first", () => {
+test("wakes start at once while there are places, then wait; the most urgent go first", () => {
   const { started, queue } = setup(2);
   queue.request("a", "background");
   queue.request("b", "background");
   queue.request("c", "background");
-  queue.request("d", "interactive");
+  queue.request("d", "fan-out");
+  queue.request("e", "router");
+  queue.request("f", "interactive");
   assert.deepEqual(started, ["a", "b"]);
-  assert.equal(queue.waiting, 2);
-  queue.release("a");
-  assert.deepEqual(started, ["a", "b", "d"]);
-  queue.release("d");
-  assert.deepEqual(started, ["a", "b", "d", "c"]);
+  assert.equal(queue.waiting, 4);
+  for (const key of ["a", "f", "e", "d"]) queue.release(key);
+  assert.deepEqual(started, ["a", "b", "f", "e", "d", "c"]);
 });
 
-test("a background wake becomes interactive when somebody asks for it", () => {
+test("a background wake becomes interactive when somebody asks for it, and stays so", () => {
   const { started, queue } = setup(1);
   for (const key of ["a", "b", "c"]) queue.request(key, "background");
   queue.request("c", "interactive");
+  queue.request("c", "background");
   queue.release("a");
   assert.deepEqual(started, ["a", "c"]);
+  assert.equal(queue.waiting, 1);
 });
 
 test("a negotiation that proves nothing gives its place away after a while", () => {
@@ -44,12 +60,62 @@ test("a negotiation that proves nothing gives its place away after a while", () 
   assert.equal(clock.pending, 0);
 });
 
-test("a wake that is not wanted any more leaves the queue", () => {
-  const { started, queue } = setup(1);
+test("a wake that is not wanted any more leaves the queue, and with the last of them its timer", () => {
+  const { clock, started, queue } = setup(1);
   queue.request("a", "interactive");
   queue.request("b", "interactive");
   queue.release("b");
   queue.release("a");
   assert.deepEqual(started, ["a"]);
   assert.equal(queue.waiting + queue.negotiating, 0);
+  assert.equal(clock.pending, 0);
+});
+
+test("more wakes than may wait are refused, permanent peers are not", () => {
+  const { away, queue } = setup(1, { waiting: 2 });
+  for (const key of ["a", "b", "c", "d"]) queue.request(key, "interactive");
+  queue.request("e", "background");
+  assert.deepEqual(away, ["d refused"]);
+  assert.equal(queue.waiting, 3);
+});
+
+test("a wake whose turn does not come expires, that of a permanent peer waits on", () => {
+  const { clock, started, away, queue } = setup(1);
+  const hog = (): void => {
+    queue.release("hog");
+    queue.request("hog", "interactive");
+  };
+  hog();
+  queue.request("a", "fan-out");
+  queue.request("z", "background");
+  // Somebody more urgent takes each place.
+  for (let ms = 0; ms <= WAITING_PATIENCE; ms += 1_000) {
+    queue.request(`hog-${ms}`, "interactive");
+    clock.advance(1_000);
+  }
+  assert.deepEqual(away[0], "a expired");
+  assert.ok(!started.includes("a"));
+  assert.ok(!away.includes("z expired"));
+  queue.close();
+});
+
+test("wakes begin as fast as the budget of messages allows, and the urgent need not wait for the others", () => {
+  const { clock, started, queue, budget } = setup(1_000, { rate: 100, burst: 200 });
+  for (let i = 0; i < 500; i++) queue.request(`b${i}`, "background");
+  assert.ok(started.length > 100 && started.length < 200, `${started.length} at once`);
+  queue.request("now", "interactive");
+  assert.equal(started.at(-1), "now");
+  const before = started.length;
+  clock.advance(1_000);
+  assert.ok(Math.abs(started.length - before - 100) <= 2, `${started.length - before} in a second`);
+  // What is sent otherwise is paid for as well.
+  for (let i = 0; i < 1_000; i++) budget.spend();
+  const indebted = started.length;
+  clock.advance(1_000);
+  assert.equal(started.length, indebted);
+  clock.advance(10_000);
+  assert.equal(started.length, 501);
+  assert.equal(queue.waiting, 0);
+  queue.close();
+  assert.equal(clock.pending, 0);
 });

@@ -1,34 +1,64 @@
 import type { Clock, Millis, Timer } from "#base/time.ts";
+import type { MessageBudget } from "./message-budget.ts";
 
-/** What a wake is for: somebody is waiting for it now, or it may wait its turn (start-up, permanent peers). */
-export type WakePriority = "interactive" | "background";
+/**
+ * What a wake is for, most urgent first. `interactive`: somebody waits for it now. `router`: a peer that serves a network.
+ * `fan-out`: one of very many that the same program wants. `background`: start-up, permanent peers.
+ */
+export const WAKE_PRIORITIES = ["interactive", "router", "fan-out", "background"] as const;
+export type WakePriority = (typeof WAKE_PRIORITIES)[number];
 
-/** Peers that may negotiate at the same moment; further wakes wait in order, interactive ones first. */
+/** Peers that may negotiate at the same moment; further wakes wait in order, urgent ones first. */
 export const MAX_NEGOTIATING = 64;
 
 /** A negotiation that proved nothing by then gives its place to the next; it goes on by itself. */
 export const NEGOTIATION_PATIENCE: Millis = 3000;
 
+/** Wakes that somebody waits for and that may wait at the same moment; further ones are refused. */
+export const WAITING_MAX = 8192;
+/** Whoever wanted a wake has given up, or asks again, when it waited for this long. Permanent peers wait for ever. */
+export const WAITING_PATIENCE: Millis = 60_000;
+
+export interface WakeQueueDeps<Key> {
+  readonly clock: Clock;
+  /** Wakes cost messages: while there are none left, they wait. Those that can keep some for those that cannot. */
+  readonly budget: Pick<MessageBudget, "left" | "timeUntil">;
+  readonly start: (key: Key) => void;
+  /** The wake does not take place; it may be requested again. */
+  readonly turnAway: (key: Key, why: "refused" | "expired") => void;
+}
+
+export interface WakeQueueLimits {
+  readonly negotiating?: number;
+  readonly waiting?: number;
+}
+
 /**
- * Admission of wakes: at most `limit` peers negotiate at once. A place is taken by `request` and given back by `release`
- * (connected, or asleep again) or after NEGOTIATION_PATIENCE. Requests are remembered once per key; a background request
- * becomes interactive when somebody asks for it.
+ * Admission of wakes: at most so many peers negotiate at once, as fast as the budget of messages allows. A place is taken by
+ * `request` and given back by `release` (connected, or asleep again) or after NEGOTIATION_PATIENCE. Requests are remembered
+ * once per key; one that waits becomes more urgent when somebody asks for it.
  */
 export class WakeQueue<Key> {
-  readonly #clock: Clock;
-  readonly #limit: number;
-  readonly #start: (key: Key) => void;
+  readonly #deps: WakeQueueDeps<Key>;
+  readonly #maxNegotiating: number;
+  readonly #maxWaiting: number;
   readonly #running = new Map<Key, Timer>();
-  readonly #waiting: Record<WakePriority, Set<Key>> = { interactive: new Set(), background: new Set() };
+  /** When each was requested, in that order. */
+  readonly #waiting = new Map<WakePriority, Map<Key, Millis>>(WAKE_PRIORITIES.map((each) => [each, new Map()]));
+  #timer: Timer | undefined;
+  #timerAt: Millis | undefined;
+  #admitting = false;
 
-  constructor(clock: Clock, start: (key: Key) => void, limit = MAX_NEGOTIATING) {
-    this.#clock = clock;
-    this.#start = start;
-    this.#limit = limit;
+  constructor(deps: WakeQueueDeps<Key>, limits: WakeQueueLimits = {}) {
+    this.#deps = deps;
+    this.#maxNegotiating = limits.negotiating ?? MAX_NEGOTIATING;
+    this.#maxWaiting = limits.waiting ?? WAITING_MAX;
   }
 
   get waiting(): number {
-    return this.#waiting.interactive.size + this.#waiting.background.size;
+    let sum = 0;
+    for (const keys of this.#waiting.values()) sum += keys.size;
+    return sum;
   }
 
   get negotiating(): number {
@@ -38,38 +68,120 @@ export class WakeQueue<Key> {
   /** Starts the wake now when there is a place, else later. */
   request(key: Key, priority: WakePriority): void {
     if (this.#running.has(key)) return;
-    this.#waiting.background.delete(key);
-    if (this.#waiting.interactive.has(key)) return;
-    this.#waiting[priority].add(key);
+    const now = this.#deps.clock.now();
+    for (const each of WAKE_PRIORITIES) {
+      const keys = this.#waiting.get(each)!;
+      if (!keys.has(key)) continue;
+      if (isMoreUrgent(priority, each)) keys.delete(key);
+      else return this.#admit();
+    }
+    this.#waiting.get(priority)!.set(key, now);
     this.#admit();
+    const isWaiting = this.#waiting.get(priority)!.has(key);
+    if (isWaiting && priority !== "background" && this.#waitingForSomebody() > this.#maxWaiting)
+      this.#turnAway(key, "refused");
   }
 
   /** The negotiation of `key` is over, or it is not wanted any more. */
   release(key: Key): void {
-    this.#waiting.interactive.delete(key);
-    this.#waiting.background.delete(key);
+    for (const keys of this.#waiting.values()) keys.delete(key);
     this.#running.get(key)?.cancel();
     if (this.#running.delete(key)) this.#admit();
+    else this.#arm();
   }
 
   close(): void {
     for (const timer of this.#running.values()) timer.cancel();
     this.#running.clear();
-    this.#waiting.interactive.clear();
-    this.#waiting.background.clear();
+    for (const keys of this.#waiting.values()) keys.clear();
+    this.#arm();
+  }
+
+  #waitingForSomebody(): number {
+    return this.waiting - this.#waiting.get("background")!.size;
   }
 
   #admit(): void {
-    for (const waiting of [this.#waiting.interactive, this.#waiting.background]) {
-      for (const key of waiting) {
-        if (this.#running.size >= this.#limit) return;
-        waiting.delete(key);
-        this.#running.set(
-          key,
-          this.#clock.after(NEGOTIATION_PATIENCE, () => this.release(key)),
-        );
-        this.#start(key);
+    // A wake may wake others, which then only join the queue: its order holds.
+    if (this.#admitting) return;
+    this.#admitting = true;
+    try {
+      for (const priority of WAKE_PRIORITIES) {
+        const keys = this.#waiting.get(priority)!;
+        for (const key of keys.keys()) {
+          if (this.#running.size >= this.#maxNegotiating || !this.#deps.budget.left(isPatient(priority))) return;
+          keys.delete(key);
+          this.#begin(key);
+        }
+      }
+    } finally {
+      this.#admitting = false;
+      this.#arm();
+    }
+  }
+
+  #begin(key: Key): void {
+    const { clock, start } = this.#deps;
+    this.#running.set(
+      key,
+      clock.after(NEGOTIATION_PATIENCE, () => this.release(key)),
+    );
+    start(key);
+  }
+
+  #turnAway(key: Key, why: "refused" | "expired"): void {
+    for (const keys of this.#waiting.values()) keys.delete(key);
+    this.#deps.turnAway(key, why);
+  }
+
+  #expire(): void {
+    const now = this.#deps.clock.now();
+    for (const priority of WAKE_PRIORITIES) {
+      if (priority === "background") continue;
+      for (const [key, since] of this.#waiting.get(priority)!) {
+        if (since + WAITING_PATIENCE > now) break;
+        this.#turnAway(key, "expired");
       }
     }
   }
+
+  /** One timer for all that wait: the next that has waited for too long, or the budget. */
+  #arm(): void {
+    const at = this.#nextAt();
+    if (at === this.#timerAt) return;
+    this.#timer?.cancel();
+    this.#timerAt = at;
+    const { clock } = this.#deps;
+    this.#timer =
+      at === undefined
+        ? undefined
+        : clock.after(Math.max(0, at - clock.now()), () => {
+            this.#timerAt = undefined;
+            this.#expire();
+            this.#admit();
+          });
+  }
+
+  #nextAt(): Millis | undefined {
+    const { clock, budget } = this.#deps;
+    let next: Millis | undefined;
+    for (const [priority, keys] of this.#waiting) {
+      const oldest = keys.values().next().value;
+      if (oldest === undefined) continue;
+      const until: Millis[] = [];
+      if (priority !== "background") until.push(oldest + WAITING_PATIENCE);
+      if (this.#running.size < this.#maxNegotiating) until.push(clock.now() + budget.timeUntil(isPatient(priority)));
+      for (const at of until) next = next === undefined ? at : Math.min(next, at);
+    }
+    return next;
+  }
+}
+
+function isMoreUrgent(one: WakePriority, other: WakePriority): boolean {
+  return WAKE_PRIORITIES.indexOf(one) < WAKE_PRIORITIES.indexOf(other);
+}
+
+/** Many of a kind leave a part of the budget to the single ones. */
+function isPatient(priority: WakePriority): boolean {
+  return priority === "fan-out" || priority === "background";
 }

@@ -211,6 +211,11 @@ export class PeerConnection {
     return { remote: this.#remoteHalf, delivered: this.#delivered, initiations };
   }
 
+  /** In this wake the remote answered, or the signal server passed our OFFER or ANSWER on to it. */
+  get isRemoteThere(): boolean {
+    return this.#state.kind === "awake" && (this.#state.remote !== undefined || this.#delivered === true);
+  }
+
   /** The map changed what it says of this peer; allowed IPs are replaced without touching session or path. */
   update(info: PeerInfo): void {
     this.info = info;
@@ -302,6 +307,7 @@ export class PeerConnection {
     const { device, relay } = this.#deps;
     switch (effect.kind) {
       case "device-awake":
+        this.#delivered = undefined;
         return this.#setDevicePeer();
       case "device-asleep":
         // A connection to another agent's relay is not kept for a peer that sleeps; its next OFFER names the relay again.

@@ -25,6 +25,9 @@ const INITIATION_GRACE: Millis = 100;
 /** Round trip through the relay while it is not measured. */
 const ASSUMED_ROUND_TRIP: Millis = 150;
 const MAX_INITIATION_RETRY: Millis = 4000;
+/** So many that nobody answered, half a minute: the peer is away, and further ones are as rare as OFFERs. */
+const EAGER_INITIATIONS = 12;
+const MAX_PATIENT_RETRY: Millis = 30_000;
 /** While an initiation is younger than this its answer may come: the device repeats it over a way that turns up. */
 const INITIATION_IN_FLIGHT: Millis = 1000;
 /** As the woken side we leave the first initiation to the other for this long (signal document, W4). */
@@ -105,7 +108,9 @@ export function sleep(state: AwakeState, reason: string, tell: boolean): Step {
 export function initiate(state: AwakeState, context: PeerContext): Step {
   const paths = initiationPaths(state, context);
   const roundTrip = context.relayRtt === undefined ? ASSUMED_ROUND_TRIP : 2 * context.relayRtt;
-  const delay = Math.min(MAX_INITIATION_RETRY, roundTrip + INITIATION_GRACE * 2 ** state.initiations);
+  const patience = Math.max(0, state.initiations - EAGER_INITIATIONS);
+  const ceiling = Math.min(MAX_PATIENT_RETRY, MAX_INITIATION_RETRY * 2 ** patience);
+  const delay = Math.min(ceiling, roundTrip + INITIATION_GRACE * 2 ** state.initiations);
   return {
     state: {
       ...state,
@@ -154,6 +159,9 @@ function offer(state: AwakeState, context: PeerContext): Step {
 export function negotiate(state: AwakeState, remote: RemoteSession, context: PeerContext): Step {
   const known = state.remote;
   const negotiated = takeRemote(state, remote);
+  // It is there after all.
+  if (state.proven === undefined && state.initiations > EAGER_INITIATIONS)
+    return chain(negotiated, (awake) => initiateUnlessInFlight({ ...awake, initiations: 0 }, context));
   // A new half may come from a new process, which has none of our sessions.
   return known === undefined || sameSession(known, remote)
     ? negotiated

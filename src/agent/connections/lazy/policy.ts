@@ -9,12 +9,16 @@ export interface LazyFacts {
   readonly pinned: boolean;
   /** Target of an ingress forward: traffic that it starts itself could not wake it (signal document, section 5.6). */
   readonly forwardTarget: boolean;
+  /** Why it is kept connected after wakes that failed; undefined when it is not. */
+  readonly kept: string | undefined;
 }
 
 export interface LazyDecision {
   readonly lazy: boolean;
   /** In words, for `perch status -d` and `perch why`. */
   readonly why: string;
+  /** It is permanent because waking it failed. */
+  readonly kept?: true;
 }
 
 /** The same object for all of them: most peers of a large network are lazy. */
@@ -31,5 +35,6 @@ export function decideLazy(facts: LazyFacts): LazyDecision {
       why: `its agent ${facts.agentVersion || "of unknown version"} does not support lazy connections`,
     };
   }
+  if (facts.kept !== undefined) return { lazy: false, why: facts.kept, kept: true };
   return LAZY;
 }
