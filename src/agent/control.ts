@@ -89,6 +89,8 @@ export interface AgentStatus {
   /** Undefined while there is no tunnel. */
   readonly firewall?: FirewallStatus | undefined;
   readonly counts: PeerCounts;
+  /** Undefined while there is no tunnel. */
+  readonly wakes?: WakeCounts | undefined;
   /** Made when it is first asked for, which takes a while where there are many. */
   readonly peers: readonly PeerStatus[];
   /** Device counters by name: drops, staged bytes. */
@@ -103,6 +105,17 @@ export interface PeerCounts {
   readonly idle: number;
   readonly connecting: number;
   readonly connected: number;
+}
+
+/** Wakes under way; what became of earlier ones is among the counters. */
+export interface WakeCounts {
+  readonly negotiating: number;
+  /** For a place among those that negotiate, or for the budget of signal messages. */
+  readonly waiting: number;
+  /** Held back as part of a sweep over sleeping peers, with packets waiting. */
+  readonly held: number;
+  /** Peers that are kept connected because waking them failed. */
+  readonly kept: number;
 }
 
 export interface ServiceStatus {
@@ -129,7 +142,7 @@ export interface PeerStatus {
   /** Wall clock ms of the last state change. */
   readonly since: number;
   /** Lazy peers sleep; permanent ones say why they do not. */
-  readonly lazy: { readonly lazy: boolean; readonly why: string };
+  readonly lazy: { readonly lazy: boolean; readonly why: string /** Waking it failed. */; readonly kept?: true };
   readonly pinned: boolean;
   readonly agentVersion: string;
   readonly path: PeerPath;

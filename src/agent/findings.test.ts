@@ -3,6 +3,7 @@ import { test } from "node:test";
 import { parseEndpoint, parsePrefix } from "#base/ip.ts";
 import type { MappingObservation } from "#ice/mapping.ts";
 import type { AgentStatus } from "./control.ts";
+import { makePeers } from "./daemon/testing/fake-agent.ts";
 import { AREAS, type Area, type Finding } from "./examination.ts";
 import { type AgentFacts, examineAgent } from "./findings.ts";
 import type { NatView } from "./peer/direct-paths.ts";
@@ -216,6 +217,17 @@ const TABLE: readonly (readonly [title: string, Partial<AgentFacts>, Area, Findi
     "lazy",
     "ok",
     /off, decided by the flag/,
+  ],
+  [
+    "peers whose wakes failed",
+    status({
+      peers: makePeers(8).map((peer, index) =>
+        index < 7 ? { ...peer, lazy: { lazy: false, why: "its last 2 wakes failed", kept: true } } : peer,
+      ),
+    }),
+    "lazy",
+    "note",
+    /^waking failed twice in a row, .*: peer-\S+(, \S+){4} and 2 more$/,
   ],
   ["access rules not enforced", { enforcesAccessRules: false }, "firewall", "note", /does not enforce/],
 ];

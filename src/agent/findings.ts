@@ -2,7 +2,7 @@ import { formatEndpoint, formatPrefix, isV6, maskPrefix, type Prefix, prefixCont
 import type { Millis } from "#base/time.ts";
 import type { MappingObservation } from "#ice/mapping.ts";
 import type { StunServerReport } from "#ice/stun-client.ts";
-import type { AgentStatus, LazySource, ServiceStatus } from "./control.ts";
+import type { AgentStatus, LazySource, PeerStatus, ServiceStatus } from "./control.ts";
 import type { Area, Finding } from "./examination.ts";
 import type { NatView } from "./peer/direct-paths.ts";
 import type { MachineAddress, MachineRoute } from "./routing/machine-linux.ts";
@@ -35,6 +35,8 @@ const CLOCK_NOTE: Millis = 5_000;
 const CLOCK_PROBLEM: Millis = 120_000;
 /** A clock before 2025 was never set. */
 const EARLIEST_WALL = Date.UTC(2025, 0, 1);
+/** A finding about many peers names so many. */
+const NAMED_PEERS = 5;
 
 /** What each offload of the device is good for, and what a kernel without it is missing. */
 const FEATURES: Readonly<Record<string, string>> = {
@@ -333,9 +335,18 @@ function examineLazy({ lazy, peers }: AgentStatus): Finding[] {
   if (!lazy.enabled) return [ok("lazy", `lazy connections are off, ${who}: every peer stays connected`)];
   const permanent = peers.filter((peer) => !peer.lazy.lazy).length;
   const stay = permanent === 0 ? "" : `; ${permanent} of ${count(peers.length, "peer")} stay connected all the same`;
+  const kept = peers.filter((peer) => peer.lazy.kept);
   return [
     ok("lazy", `lazy connections are on, ${who}: peers sleep after ${span(lazy.thresholdMs)} without traffic${stay}`),
+    ...(kept.length > 0 ? [describeKept(kept)] : []),
   ];
+}
+
+function describeKept(kept: readonly PeerStatus[]): Finding {
+  const names = kept.slice(0, NAMED_PEERS).map(({ fqdn }) => fqdn);
+  const more = kept.length > names.length ? ` and ${kept.length - names.length} more` : "";
+  const text = `waking failed twice in a row, so these stay connected for a while: ${names.join(", ")}${more}`;
+  return note("lazy", text, "`perch doctor PEER` says what the connection lacks");
 }
 
 function examineFirewall({ enforcesAccessRules }: AgentFacts): Finding[] {

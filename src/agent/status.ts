@@ -56,13 +56,15 @@ export function buildStatus(sources: StatusSources): AgentStatus {
       peers ??= session ? [...peerStatuses(session, sources.isPinned)] : [];
       return peers;
     },
+    wakes: session?.engine.connections.wakes,
     counters: session ? counters(session) : new Map(),
   };
 }
 
-/** The device's, and what the relay client could not pass on. */
-function counters(session: Session): AgentStatus["counters"] {
-  return new Map([...session.device.counters(), ["drop-relay-client", session.relay.counters().dropped]]);
+/** The device's, those of wakes, and what the relay client could not pass on. */
+function counters({ device, engine, relay }: Session): AgentStatus["counters"] {
+  const { counters: wakes } = engine.connections.wakes;
+  return new Map<string, number>([...device.counters(), ...wakes, ["drop-relay-client", relay.counters().dropped]]);
 }
 
 function lazyStatus(settings: AgentSettings | undefined, session: Session | undefined): AgentStatus["lazy"] {
@@ -133,7 +135,7 @@ function peerStatus(session: Session, peer: PeerConnection, pinned: boolean): Pe
     fqdn: info.fqdn,
     addresses: info.addresses,
     state: peer.status,
-    reason: peer.reason,
+    reason: session.engine.connections.whyHeld(peer.key) ?? peer.reason,
     since: peer.since,
     lazy: session.engine.connections.decisionOf(peer.key),
     pinned,

@@ -45,6 +45,7 @@ export function statusDocument(view: StatusView, cliVersion: string): { readonly
 
 function perchDocument({ head }: StatusView): Json {
   const { total = 0, idle = 0, connecting = 0, connected = 0 } = head.peers ?? {};
+  const { negotiating = 0, waiting = 0, held = 0, kept = 0 } = head.wakes ?? {};
   return {
     state: agentStateName(head.state).replace(" ", "-"),
     reason: head.reason,
@@ -69,6 +70,7 @@ function perchDocument({ head }: StatusView): Json {
     networkSerial: Number(head.serial),
     firewall: head.firewall ? { enforced: head.firewall.enforced, rules: head.firewall.rules } : null,
     peers: { total, idle, connecting, connected },
+    wakes: { negotiating, waiting, held, kept },
     settings: Object.fromEntries(head.settings.map(({ name, value, source }) => [name, { value, source }])),
     counters: head.counters,
   };

@@ -70,6 +70,18 @@ test("the summary tells what matters in a line each", () => {
   );
 });
 
+test("wakes are told of when they wait, are held back, or failed", () => {
+  const wakes = (change: object): string =>
+    renderSummary(fixedView({ wakes: { negotiating: 5, waiting: 0, held: 0, kept: 0, ...change } }), plain);
+  assert.doesNotMatch(wakes({}), /Wakes/);
+  assert.match(
+    wakes({ waiting: 3, held: 247, kept: 1 }),
+    /^Wakes: +3 waiting for their turn, 247 held back as part of a sweep, 1 peer kept connected because waking failed$/m,
+  );
+  const document = statusDocument(fixedView({ wakes: { negotiating: 5, waiting: 3, held: 2, kept: 1 } }), "1");
+  assert.deepEqual((document.perch as { wakes: unknown }).wakes, { negotiating: 5, waiting: 3, held: 2, kept: 1 });
+});
+
 test("a network without access rules is named", () => {
   assert.match(
     renderSummary(fixedView({ firewall: { kind: "open" } }), plain),

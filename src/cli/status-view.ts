@@ -73,6 +73,8 @@ export function renderSummary({ head, now }: StatusView, paint: Paint): string {
   if (head.lazy) line("Lazy connection", lazyWords(head.lazy));
   if (head.firewall) line("Firewall", firewallWords(head.firewall));
   line("Peers", countWords(head));
+  const wakes = wakeWords(head.wakes);
+  if (wakes) line("Wakes", wakes);
   return lines.join("\n");
 }
 
@@ -243,6 +245,16 @@ export function lazyWords(lazy: NonNullable<StatusHead["lazy"]>): string {
 function firewallWords({ enforced, rules }: NonNullable<StatusHead["firewall"]>): string {
   if (!enforced) return "allows everything (legacy network)";
   return rules === 1 ? "1 rule" : `${rules} rules`;
+}
+
+/** Only what is out of the ordinary: one wake at a time is not. */
+function wakeWords(wakes: StatusHead["wakes"]): string {
+  const { waiting = 0, held = 0, kept = 0 } = wakes ?? {};
+  const words: string[] = [];
+  if (waiting > 0) words.push(`${waiting} waiting for their turn`);
+  if (held > 0) words.push(`${held} held back as part of a sweep`);
+  if (kept > 0) words.push(`${kept} ${kept === 1 ? "peer" : "peers"} kept connected because waking failed`);
+  return words.join(", ");
 }
 
 function countWords(head: StatusHead): string {

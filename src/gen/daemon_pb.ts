@@ -13,7 +13,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file daemon.proto.
  */
 export const file_daemon: GenFile = /*@__PURE__*/
-  fileDesc("CgxkYWVtb24ucHJvdG8SD3BlcmNoLmRhZW1vbi52MSIuCgtFcnJvckRldGFpbBIMCgRjb2RlGAEgASgJEhEKCXJldHJ5YWJsZRgCIAEoCCKzAwoNU2V0dGluZ1ZhbHVlcxIbCg5tYW5hZ2VtZW50X3VybBgBIAEoCUgAiAEBEhUKCGhvc3RuYW1lGAIgASgJSAGIAQESGwoOaW50ZXJmYWNlX25hbWUYAyABKAlIAogBARIbCg53aXJlZ3VhcmRfcG9ydBgEIAEoDUgDiAEBEhAKA210dRgFIAEoDUgEiAEBEhMKBmRldmljZRgGIAEoCUgFiAEBEhoKDXByZXNoYXJlZF9rZXkYByABKAlIBogBARIRCgRsYXp5GAggASgISAeIAQESJAoXaW5hY3Rpdml0eV90aHJlc2hvbGRfbXMYCSABKAFICIgBARIYCgtmb3JjZV9yZWxheRgKIAEoCEgJiAEBQhEKD19tYW5hZ2VtZW50X3VybEILCglfaG9zdG5hbWVCEQoPX2ludGVyZmFjZV9uYW1lQhEKD193aXJlZ3VhcmRfcG9ydEIGCgRfbXR1QgkKB19kZXZpY2VCEAoOX3ByZXNoYXJlZF9rZXlCBwoFX2xhenlCGgoYX2luYWN0aXZpdHlfdGhyZXNob2xkX21zQg4KDF9mb3JjZV9yZWxheSKCAQoJVXBSZXF1ZXN0Ei0KBWZsYWdzGAEgASgLMh4ucGVyY2guZGFlbW9uLnYxLlNldHRpbmdWYWx1ZXMSMwoLZW52aXJvbm1lbnQYAiABKAsyHi5wZXJjaC5kYWVtb24udjEuU2V0dGluZ1ZhbHVlcxIRCglzZXR1cF9rZXkYAyABKAkiUwoHVXBFdmVudBISCghwcm9ncmVzcxgBIAEoCUgAEisKBnJlc3VsdBgCIAEoCzIZLnBlcmNoLmRhZW1vbi52MS5VcFJlc3VsdEgAQgcKBWV2ZW50IkYKCFVwUmVzdWx0Eg8KB2FscmVhZHkYASABKAgSKQoEaGVhZBgCIAEoCzIbLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNIZWFkIg0KC0Rvd25SZXF1ZXN0Ih8KDERvd25SZXNwb25zZRIPCgdhbHJlYWR5GAEgASgIIhMKEURlcmVnaXN0ZXJSZXF1ZXN0IhQKEkRlcmVnaXN0ZXJSZXNwb25zZSKIAQoNU3RhdHVzUmVxdWVzdBIqCgZzdGF0ZXMYASADKA4yGi5wZXJjaC5kYWVtb24udjEuUGVlclN0YXRlEg0KBW5hbWVzGAIgAygJEhEKCWFkZHJlc3NlcxgDIAMoCRISCgp3aXRoX3BlZXJzGAQgASgIEhUKDXdpdGhfdGltZWxpbmUYBSABKAgiXwoMV2F0Y2hSZXF1ZXN0Ei4KBmZpbHRlchgBIAEoCzIeLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNSZXF1ZXN0Eg0KBWVwb2NoGAIgASgJEhAKCHJldmlzaW9uGAMgASgEIqwBCgpTdGF0dXNQYXJ0Eg0KBWVwb2NoGAEgASgJEhAKCHJldmlzaW9uGAIgASgEEg0KBXJlc2V0GAMgASgIEikKBGhlYWQYBCABKAsyGy5wZXJjaC5kYWVtb24udjEuU3RhdHVzSGVhZBIkCgVwZWVycxgFIAMoCzIVLnBlcmNoLmRhZW1vbi52MS5QZWVyEg8KB3JlbW92ZWQYBiADKAwSDAoEbW9yZRgHIAEoCCLJBgoKU3RhdHVzSGVhZBIWCg5kYWVtb25fdmVyc2lvbhgBIAEoCRILCgNwaWQYAiABKA0SEgoKc3RhcnRlZF9hdBgDIAEoARIqCgVzdGF0ZRgEIAEoDjIbLnBlcmNoLmRhZW1vbi52MS5BZ2VudFN0YXRlEg4KBnJlYXNvbhgFIAEoCRIVCg1hZ2VudF92ZXJzaW9uGAYgASgJEhIKCnB1YmxpY19rZXkYByABKAwSDAoEZnFkbhgIIAEoCRIQCghob3N0bmFtZRgJIAEoCRIPCgdhZGRyZXNzGAogASgJEhAKCGFkZHJlc3M2GAsgASgJEhYKDmludGVyZmFjZV9uYW1lGAwgASgJEhYKDndpcmVndWFyZF9wb3J0GA0gASgNEgsKA210dRgOIAEoDRIOCgZkZXZpY2UYDyABKAkSFwoPZGV2aWNlX2ZlYXR1cmVzGBAgAygJEiMKBGxhenkYESABKAsyFS5wZXJjaC5kYWVtb24udjEuTGF6eRIsCgptYW5hZ2VtZW50GBIgASgLMhgucGVyY2guZGFlbW9uLnYxLlNlcnZpY2USKAoGc2lnbmFsGBMgASgLMhgucGVyY2guZGFlbW9uLnYxLlNlcnZpY2USJgoGcmVsYXlzGBQgAygLMhYucGVyY2guZGFlbW9uLnYxLlJlbGF5EiUKBXN0dW5zGBUgAygLMhYucGVyY2guZGFlbW9uLnYxLlJlbGF5Eg4KBnNlcmlhbBgWIAEoBBIqCgVwZWVycxgXIAEoCzIbLnBlcmNoLmRhZW1vbi52MS5QZWVyQ291bnRzEjsKCGNvdW50ZXJzGBggAygLMikucGVyY2guZGFlbW9uLnYxLlN0YXR1c0hlYWQuQ291bnRlcnNFbnRyeRIqCghzZXR0aW5ncxgZIAMoCzIYLnBlcmNoLmRhZW1vbi52MS5TZXR0aW5nEhAKCHRha2VuX2F0GBogASgBEhEKCWxvZ19sZXZlbBgbIAEoCRIrCghmaXJld2FsbBgcIAEoCzIZLnBlcmNoLmRhZW1vbi52MS5GaXJld2FsbBovCg1Db3VudGVyc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoAToCOAEiKwoIRmlyZXdhbGwSEAoIZW5mb3JjZWQYASABKAgSDQoFcnVsZXMYAiABKA0iUAoKUGVlckNvdW50cxINCgV0b3RhbBgBIAEoDRIMCgRpZGxlGAIgASgNEhIKCmNvbm5lY3RpbmcYAyABKA0SEQoJY29ubmVjdGVkGAQgASgNIj0KBExhenkSDwoHZW5hYmxlZBgBIAEoCBIOCgZzb3VyY2UYAiABKAkSFAoMdGhyZXNob2xkX21zGAMgASgBIkcKB1NlcnZpY2USCwoDdXJsGAEgASgJEhEKCWNvbm5lY3RlZBgCIAEoCBINCgVlcnJvchgDIAEoCRINCgVzaW5jZRgEIAEoASI2CgVSZWxheRILCgN1cmkYASABKAkSEQoJYXZhaWxhYmxlGAIgASgIEg0KBWVycm9yGAMgASgJIjYKB1NldHRpbmcSDAoEbmFtZRgBIAEoCRINCgV2YWx1ZRgCIAEoCRIOCgZzb3VyY2UYAyABKAkiqQMKBFBlZXISCwoDa2V5GAEgASgMEgwKBGZxZG4YAiABKAkSEQoJYWRkcmVzc2VzGAMgAygJEikKBXN0YXRlGAQgASgOMhoucGVyY2guZGFlbW9uLnYxLlBlZXJTdGF0ZRIOCgZyZWFzb24YBSABKAkSDQoFc2luY2UYBiABKAESDAoEbGF6eRgHIAEoCBITCgtsYXp5X3JlYXNvbhgIIAEoCRIOCgZwaW5uZWQYCSABKAgSFQoNYWdlbnRfdmVyc2lvbhgKIAEoCRIjCgRwYXRoGAsgASgLMhUucGVyY2guZGFlbW9uLnYxLlBhdGgSFAoMcmVsYXlfc2VydmVyGAwgASgJEhcKCmxhdGVuY3lfbXMYDSABKAFIAIgBARIWCg5sYXN0X2hhbmRzaGFrZRgOIAEoARIQCghyeF9ieXRlcxgPIAEoARIQCgh0eF9ieXRlcxgQIAEoARIOCgZyb3V0ZXMYESADKAkSMAoIdGltZWxpbmUYEiADKAsyHi5wZXJjaC5kYWVtb24udjEuVGltZWxpbmVFbnRyeUINCgtfbGF0ZW5jeV9tcyJOCgRQYXRoEg8KBXJlbGF5GAEgASgJSAASLQoGZGlyZWN0GAIgASgLMhsucGVyY2guZGFlbW9uLnYxLkRpcmVjdFBhdGhIAEIGCgRwYXRoIlQKCkRpcmVjdFBhdGgSDgoGcmVtb3RlGAEgASgJEg0KBWxvY2FsGAIgASgJEhMKC3JlbW90ZV9raW5kGAMgASgJEhIKCmxvY2FsX2tpbmQYBCABKAkiaAoNVGltZWxpbmVFbnRyeRIKCgJhdBgBIAEoARINCgVldmVudBgCIAEoCRIOCgZkZXRhaWwYAyABKAkSGgoNc2luY2Vfd2FrZV9tcxgEIAEoAUgAiAEBQhAKDl9zaW5jZV93YWtlX21zIhsKC1BlZXJSZXF1ZXN0EgwKBHBlZXIYASABKAkiLgoOUGluUGVlclJlcXVlc3QSDAoEcGVlchgBIAEoCRIOCgZwaW5uZWQYAiABKAgiMgoOU2V0TGF6eVJlcXVlc3QSFAoHZW5hYmxlZBgBIAEoCEgAiAEBQgoKCF9lbmFibGVkIjYKD1NldExhenlSZXNwb25zZRIjCgRsYXp5GAEgASgLMhUucGVyY2guZGFlbW9uLnYxLkxhenkiIwoSU2V0TG9nTGV2ZWxSZXF1ZXN0Eg0KBWxldmVsGAEgASgJIiUKE1NldExvZ0xldmVsUmVzcG9uc2USDgoGYmVmb3JlGAEgASgJIh8KD0RpYWdub3NlUmVxdWVzdBIMCgRwZWVyGAEgASgJIs4BChBEaWFnbm9zZVJlc3BvbnNlEg8KB2hlYWx0aHkYASABKAgSKQoEaGVhZBgCIAEoCzIbLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNIZWFkEioKCGZpbmRpbmdzGAMgAygLMhgucGVyY2guZGFlbW9uLnYxLkZpbmRpbmcSJwoDdWRwGAQgASgLMhoucGVyY2guZGFlbW9uLnYxLlVkcFJlcG9ydBIpCgRwYWlyGAUgASgLMhsucGVyY2guZGFlbW9uLnYxLlBhaXJSZXBvcnQiRAoHRmluZGluZxIMCgRhcmVhGAEgASgJEg0KBWxldmVsGAIgASgJEgwKBHRleHQYAyABKAkSDgoGcmVtZWR5GAQgASgJIqgBCglVZHBSZXBvcnQSCwoDdWRwGAEgASgJEg8KB21hcHBpbmcYAiABKAkSEAoIbWFwcGluZzYYAyABKAkSLAoHc2VydmVycxgEIAMoCzIbLnBlcmNoLmRhZW1vbi52MS5TdHVuUmVwb3J0EioKBHNlZW4YBSADKAsyHC5wZXJjaC5kYWVtb24udjEuU2VlbkFkZHJlc3MSEQoJYWRkcmVzc2VzGAYgAygJIl0KClN0dW5SZXBvcnQSDgoGc2VydmVyGAEgASgJEg8KB2Fuc3dlcnMYAiABKAgSDgoGbWFwcGVkGAMgASgJEhMKBnJ0dF9tcxgEIAEoAUgAiAEBQgkKB19ydHRfbXMiPgoLU2VlbkFkZHJlc3MSEwoLZGVzdGluYXRpb24YASABKAkSDgoGbWFwcGVkGAIgASgJEgoKAmJ5GAMgASgJIvECCgpQYWlyUmVwb3J0EiMKBHBlZXIYASABKAsyFS5wZXJjaC5kYWVtb24udjEuUGVlchIPCgd2ZXJkaWN0GAIgASgJEg0KBWNhdXNlGAMgASgJEg4KBnJlbWVkeRgEIAEoCRIRCgljZXJ0YWludHkYBSABKAkSJgoEaGVyZRgGIAEoCzIYLnBlcmNoLmRhZW1vbi52MS5VZHBTaWRlEicKBXRoZXJlGAcgASgLMhgucGVyY2guZGFlbW9uLnYxLlVkcFNpZGUSFAoMcmVtb3RlX2FnZW50GAggASgJEhYKCWRlbGl2ZXJlZBgJIAEoCEgAiAEBEhkKDHJlbGF5X3J0dF9tcxgKIAEoAUgBiAEBEhMKC2luaXRpYXRpb25zGAsgASgNEi0KBnNlYXJjaBgMIAEoCzIdLnBlcmNoLmRhZW1vbi52MS5EaXJlY3RTZWFyY2hCDAoKX2RlbGl2ZXJlZEIPCg1fcmVsYXlfcnR0X21zIicKB1VkcFNpZGUSCwoDdWRwGAEgASgJEg8KB21hcHBpbmcYAiABKAkijAEKDERpcmVjdFNlYXJjaBIKCgJhdBgBIAEoARIPCgdvdXRjb21lGAIgASgJEjQKCmNhbmRpZGF0ZXMYAyADKAsyIC5wZXJjaC5kYWVtb24udjEuQ2FuZGlkYXRlUmVwb3J0EikKBXBhaXJzGAQgAygLMhoucGVyY2guZGFlbW9uLnYxLlBhaXJDaGVjayIxCg9DYW5kaWRhdGVSZXBvcnQSDAoEa2luZBgBIAEoCRIQCghlbmRwb2ludBgCIAEoCSLhAQoJUGFpckNoZWNrEi8KBWxvY2FsGAEgASgLMiAucGVyY2guZGFlbW9uLnYxLkNhbmRpZGF0ZVJlcG9ydBIwCgZyZW1vdGUYAiABKAsyIC5wZXJjaC5kYWVtb24udjEuQ2FuZGlkYXRlUmVwb3J0Eg0KBXN0YXRlGAMgASgJEhMKBnJ0dF9tcxgEIAEoAUgAiAEBEgwKBHNlbnQYBSABKA0SEAoIYW5zd2VyZWQYBiABKA0SEAoIcmVjZWl2ZWQYByABKA0SEAoIc2VsZWN0ZWQYCCABKAhCCQoHX3J0dF9tcypQCglQZWVyU3RhdGUSGgoWUEVFUl9TVEFURV9VTlNQRUNJRklFRBAAEggKBElETEUQARIOCgpDT05ORUNUSU5HEAISDQoJQ09OTkVDVEVEEAMqaAoKQWdlbnRTdGF0ZRIbChdBR0VOVF9TVEFURV9VTlNQRUNJRklFRBAAEggKBERPV04QARIMCghTVEFSVElORxACEgYKAlVQEAMSDwoLTkVFRFNfTE9HSU4QBBIMCghTVE9QUElORxAFMr8HCgZEYWVtb24SPAoCVXASGi5wZXJjaC5kYWVtb24udjEuVXBSZXF1ZXN0GhgucGVyY2guZGFlbW9uLnYxLlVwRXZlbnQwARI/CgVMb2dpbhIaLnBlcmNoLmRhZW1vbi52MS5VcFJlcXVlc3QaGC5wZXJjaC5kYWVtb24udjEuVXBFdmVudDABEkMKBERvd24SHC5wZXJjaC5kYWVtb24udjEuRG93blJlcXVlc3QaHS5wZXJjaC5kYWVtb24udjEuRG93blJlc3BvbnNlElUKCkRlcmVnaXN0ZXISIi5wZXJjaC5kYWVtb24udjEuRGVyZWdpc3RlclJlcXVlc3QaIy5wZXJjaC5kYWVtb24udjEuRGVyZWdpc3RlclJlc3BvbnNlEkoKCUdldFN0YXR1cxIeLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNSZXF1ZXN0GhsucGVyY2guZGFlbW9uLnYxLlN0YXR1c1BhcnQwARJLCgtXYXRjaFN0YXR1cxIdLnBlcmNoLmRhZW1vbi52MS5XYXRjaFJlcXVlc3QaGy5wZXJjaC5kYWVtb24udjEuU3RhdHVzUGFydDABEkIKC0V4cGxhaW5QZWVyEhwucGVyY2guZGFlbW9uLnYxLlBlZXJSZXF1ZXN0GhUucGVyY2guZGFlbW9uLnYxLlBlZXISPwoIV2FrZVBlZXISHC5wZXJjaC5kYWVtb24udjEuUGVlclJlcXVlc3QaFS5wZXJjaC5kYWVtb24udjEuUGVlchJACglTbGVlcFBlZXISHC5wZXJjaC5kYWVtb24udjEuUGVlclJlcXVlc3QaFS5wZXJjaC5kYWVtb24udjEuUGVlchJBCgdQaW5QZWVyEh8ucGVyY2guZGFlbW9uLnYxLlBpblBlZXJSZXF1ZXN0GhUucGVyY2guZGFlbW9uLnYxLlBlZXISTwoIRGlhZ25vc2USIC5wZXJjaC5kYWVtb24udjEuRGlhZ25vc2VSZXF1ZXN0GiEucGVyY2guZGFlbW9uLnYxLkRpYWdub3NlUmVzcG9uc2USTAoHU2V0TGF6eRIfLnBlcmNoLmRhZW1vbi52MS5TZXRMYXp5UmVxdWVzdBogLnBlcmNoLmRhZW1vbi52MS5TZXRMYXp5UmVzcG9uc2USWAoLU2V0TG9nTGV2ZWwSIy5wZXJjaC5kYWVtb24udjEuU2V0TG9nTGV2ZWxSZXF1ZXN0GiQucGVyY2guZGFlbW9uLnYxLlNldExvZ0xldmVsUmVzcG9uc2ViBnByb3RvMw");
+  fileDesc("CgxkYWVtb24ucHJvdG8SD3BlcmNoLmRhZW1vbi52MSIuCgtFcnJvckRldGFpbBIMCgRjb2RlGAEgASgJEhEKCXJldHJ5YWJsZRgCIAEoCCKzAwoNU2V0dGluZ1ZhbHVlcxIbCg5tYW5hZ2VtZW50X3VybBgBIAEoCUgAiAEBEhUKCGhvc3RuYW1lGAIgASgJSAGIAQESGwoOaW50ZXJmYWNlX25hbWUYAyABKAlIAogBARIbCg53aXJlZ3VhcmRfcG9ydBgEIAEoDUgDiAEBEhAKA210dRgFIAEoDUgEiAEBEhMKBmRldmljZRgGIAEoCUgFiAEBEhoKDXByZXNoYXJlZF9rZXkYByABKAlIBogBARIRCgRsYXp5GAggASgISAeIAQESJAoXaW5hY3Rpdml0eV90aHJlc2hvbGRfbXMYCSABKAFICIgBARIYCgtmb3JjZV9yZWxheRgKIAEoCEgJiAEBQhEKD19tYW5hZ2VtZW50X3VybEILCglfaG9zdG5hbWVCEQoPX2ludGVyZmFjZV9uYW1lQhEKD193aXJlZ3VhcmRfcG9ydEIGCgRfbXR1QgkKB19kZXZpY2VCEAoOX3ByZXNoYXJlZF9rZXlCBwoFX2xhenlCGgoYX2luYWN0aXZpdHlfdGhyZXNob2xkX21zQg4KDF9mb3JjZV9yZWxheSKCAQoJVXBSZXF1ZXN0Ei0KBWZsYWdzGAEgASgLMh4ucGVyY2guZGFlbW9uLnYxLlNldHRpbmdWYWx1ZXMSMwoLZW52aXJvbm1lbnQYAiABKAsyHi5wZXJjaC5kYWVtb24udjEuU2V0dGluZ1ZhbHVlcxIRCglzZXR1cF9rZXkYAyABKAkiUwoHVXBFdmVudBISCghwcm9ncmVzcxgBIAEoCUgAEisKBnJlc3VsdBgCIAEoCzIZLnBlcmNoLmRhZW1vbi52MS5VcFJlc3VsdEgAQgcKBWV2ZW50IkYKCFVwUmVzdWx0Eg8KB2FscmVhZHkYASABKAgSKQoEaGVhZBgCIAEoCzIbLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNIZWFkIg0KC0Rvd25SZXF1ZXN0Ih8KDERvd25SZXNwb25zZRIPCgdhbHJlYWR5GAEgASgIIhMKEURlcmVnaXN0ZXJSZXF1ZXN0IhQKEkRlcmVnaXN0ZXJSZXNwb25zZSKIAQoNU3RhdHVzUmVxdWVzdBIqCgZzdGF0ZXMYASADKA4yGi5wZXJjaC5kYWVtb24udjEuUGVlclN0YXRlEg0KBW5hbWVzGAIgAygJEhEKCWFkZHJlc3NlcxgDIAMoCRISCgp3aXRoX3BlZXJzGAQgASgIEhUKDXdpdGhfdGltZWxpbmUYBSABKAgiXwoMV2F0Y2hSZXF1ZXN0Ei4KBmZpbHRlchgBIAEoCzIeLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNSZXF1ZXN0Eg0KBWVwb2NoGAIgASgJEhAKCHJldmlzaW9uGAMgASgEIqwBCgpTdGF0dXNQYXJ0Eg0KBWVwb2NoGAEgASgJEhAKCHJldmlzaW9uGAIgASgEEg0KBXJlc2V0GAMgASgIEikKBGhlYWQYBCABKAsyGy5wZXJjaC5kYWVtb24udjEuU3RhdHVzSGVhZBIkCgVwZWVycxgFIAMoCzIVLnBlcmNoLmRhZW1vbi52MS5QZWVyEg8KB3JlbW92ZWQYBiADKAwSDAoEbW9yZRgHIAEoCCLwBgoKU3RhdHVzSGVhZBIWCg5kYWVtb25fdmVyc2lvbhgBIAEoCRILCgNwaWQYAiABKA0SEgoKc3RhcnRlZF9hdBgDIAEoARIqCgVzdGF0ZRgEIAEoDjIbLnBlcmNoLmRhZW1vbi52MS5BZ2VudFN0YXRlEg4KBnJlYXNvbhgFIAEoCRIVCg1hZ2VudF92ZXJzaW9uGAYgASgJEhIKCnB1YmxpY19rZXkYByABKAwSDAoEZnFkbhgIIAEoCRIQCghob3N0bmFtZRgJIAEoCRIPCgdhZGRyZXNzGAogASgJEhAKCGFkZHJlc3M2GAsgASgJEhYKDmludGVyZmFjZV9uYW1lGAwgASgJEhYKDndpcmVndWFyZF9wb3J0GA0gASgNEgsKA210dRgOIAEoDRIOCgZkZXZpY2UYDyABKAkSFwoPZGV2aWNlX2ZlYXR1cmVzGBAgAygJEiMKBGxhenkYESABKAsyFS5wZXJjaC5kYWVtb24udjEuTGF6eRIsCgptYW5hZ2VtZW50GBIgASgLMhgucGVyY2guZGFlbW9uLnYxLlNlcnZpY2USKAoGc2lnbmFsGBMgASgLMhgucGVyY2guZGFlbW9uLnYxLlNlcnZpY2USJgoGcmVsYXlzGBQgAygLMhYucGVyY2guZGFlbW9uLnYxLlJlbGF5EiUKBXN0dW5zGBUgAygLMhYucGVyY2guZGFlbW9uLnYxLlJlbGF5Eg4KBnNlcmlhbBgWIAEoBBIqCgVwZWVycxgXIAEoCzIbLnBlcmNoLmRhZW1vbi52MS5QZWVyQ291bnRzEjsKCGNvdW50ZXJzGBggAygLMikucGVyY2guZGFlbW9uLnYxLlN0YXR1c0hlYWQuQ291bnRlcnNFbnRyeRIqCghzZXR0aW5ncxgZIAMoCzIYLnBlcmNoLmRhZW1vbi52MS5TZXR0aW5nEhAKCHRha2VuX2F0GBogASgBEhEKCWxvZ19sZXZlbBgbIAEoCRIrCghmaXJld2FsbBgcIAEoCzIZLnBlcmNoLmRhZW1vbi52MS5GaXJld2FsbBIlCgV3YWtlcxgdIAEoCzIWLnBlcmNoLmRhZW1vbi52MS5XYWtlcxovCg1Db3VudGVyc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoAToCOAEiSQoFV2FrZXMSEwoLbmVnb3RpYXRpbmcYASABKA0SDwoHd2FpdGluZxgCIAEoDRIMCgRoZWxkGAMgASgNEgwKBGtlcHQYBCABKA0iKwoIRmlyZXdhbGwSEAoIZW5mb3JjZWQYASABKAgSDQoFcnVsZXMYAiABKA0iUAoKUGVlckNvdW50cxINCgV0b3RhbBgBIAEoDRIMCgRpZGxlGAIgASgNEhIKCmNvbm5lY3RpbmcYAyABKA0SEQoJY29ubmVjdGVkGAQgASgNIj0KBExhenkSDwoHZW5hYmxlZBgBIAEoCBIOCgZzb3VyY2UYAiABKAkSFAoMdGhyZXNob2xkX21zGAMgASgBIkcKB1NlcnZpY2USCwoDdXJsGAEgASgJEhEKCWNvbm5lY3RlZBgCIAEoCBINCgVlcnJvchgDIAEoCRINCgVzaW5jZRgEIAEoASI2CgVSZWxheRILCgN1cmkYASABKAkSEQoJYXZhaWxhYmxlGAIgASgIEg0KBWVycm9yGAMgASgJIjYKB1NldHRpbmcSDAoEbmFtZRgBIAEoCRINCgV2YWx1ZRgCIAEoCRIOCgZzb3VyY2UYAyABKAkiqQMKBFBlZXISCwoDa2V5GAEgASgMEgwKBGZxZG4YAiABKAkSEQoJYWRkcmVzc2VzGAMgAygJEikKBXN0YXRlGAQgASgOMhoucGVyY2guZGFlbW9uLnYxLlBlZXJTdGF0ZRIOCgZyZWFzb24YBSABKAkSDQoFc2luY2UYBiABKAESDAoEbGF6eRgHIAEoCBITCgtsYXp5X3JlYXNvbhgIIAEoCRIOCgZwaW5uZWQYCSABKAgSFQoNYWdlbnRfdmVyc2lvbhgKIAEoCRIjCgRwYXRoGAsgASgLMhUucGVyY2guZGFlbW9uLnYxLlBhdGgSFAoMcmVsYXlfc2VydmVyGAwgASgJEhcKCmxhdGVuY3lfbXMYDSABKAFIAIgBARIWCg5sYXN0X2hhbmRzaGFrZRgOIAEoARIQCghyeF9ieXRlcxgPIAEoARIQCgh0eF9ieXRlcxgQIAEoARIOCgZyb3V0ZXMYESADKAkSMAoIdGltZWxpbmUYEiADKAsyHi5wZXJjaC5kYWVtb24udjEuVGltZWxpbmVFbnRyeUINCgtfbGF0ZW5jeV9tcyJOCgRQYXRoEg8KBXJlbGF5GAEgASgJSAASLQoGZGlyZWN0GAIgASgLMhsucGVyY2guZGFlbW9uLnYxLkRpcmVjdFBhdGhIAEIGCgRwYXRoIlQKCkRpcmVjdFBhdGgSDgoGcmVtb3RlGAEgASgJEg0KBWxvY2FsGAIgASgJEhMKC3JlbW90ZV9raW5kGAMgASgJEhIKCmxvY2FsX2tpbmQYBCABKAkiaAoNVGltZWxpbmVFbnRyeRIKCgJhdBgBIAEoARINCgVldmVudBgCIAEoCRIOCgZkZXRhaWwYAyABKAkSGgoNc2luY2Vfd2FrZV9tcxgEIAEoAUgAiAEBQhAKDl9zaW5jZV93YWtlX21zIhsKC1BlZXJSZXF1ZXN0EgwKBHBlZXIYASABKAkiLgoOUGluUGVlclJlcXVlc3QSDAoEcGVlchgBIAEoCRIOCgZwaW5uZWQYAiABKAgiMgoOU2V0TGF6eVJlcXVlc3QSFAoHZW5hYmxlZBgBIAEoCEgAiAEBQgoKCF9lbmFibGVkIjYKD1NldExhenlSZXNwb25zZRIjCgRsYXp5GAEgASgLMhUucGVyY2guZGFlbW9uLnYxLkxhenkiIwoSU2V0TG9nTGV2ZWxSZXF1ZXN0Eg0KBWxldmVsGAEgASgJIiUKE1NldExvZ0xldmVsUmVzcG9uc2USDgoGYmVmb3JlGAEgASgJIh8KD0RpYWdub3NlUmVxdWVzdBIMCgRwZWVyGAEgASgJIs4BChBEaWFnbm9zZVJlc3BvbnNlEg8KB2hlYWx0aHkYASABKAgSKQoEaGVhZBgCIAEoCzIbLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNIZWFkEioKCGZpbmRpbmdzGAMgAygLMhgucGVyY2guZGFlbW9uLnYxLkZpbmRpbmcSJwoDdWRwGAQgASgLMhoucGVyY2guZGFlbW9uLnYxLlVkcFJlcG9ydBIpCgRwYWlyGAUgASgLMhsucGVyY2guZGFlbW9uLnYxLlBhaXJSZXBvcnQiRAoHRmluZGluZxIMCgRhcmVhGAEgASgJEg0KBWxldmVsGAIgASgJEgwKBHRleHQYAyABKAkSDgoGcmVtZWR5GAQgASgJIqgBCglVZHBSZXBvcnQSCwoDdWRwGAEgASgJEg8KB21hcHBpbmcYAiABKAkSEAoIbWFwcGluZzYYAyABKAkSLAoHc2VydmVycxgEIAMoCzIbLnBlcmNoLmRhZW1vbi52MS5TdHVuUmVwb3J0EioKBHNlZW4YBSADKAsyHC5wZXJjaC5kYWVtb24udjEuU2VlbkFkZHJlc3MSEQoJYWRkcmVzc2VzGAYgAygJIl0KClN0dW5SZXBvcnQSDgoGc2VydmVyGAEgASgJEg8KB2Fuc3dlcnMYAiABKAgSDgoGbWFwcGVkGAMgASgJEhMKBnJ0dF9tcxgEIAEoAUgAiAEBQgkKB19ydHRfbXMiPgoLU2VlbkFkZHJlc3MSEwoLZGVzdGluYXRpb24YASABKAkSDgoGbWFwcGVkGAIgASgJEgoKAmJ5GAMgASgJIvECCgpQYWlyUmVwb3J0EiMKBHBlZXIYASABKAsyFS5wZXJjaC5kYWVtb24udjEuUGVlchIPCgd2ZXJkaWN0GAIgASgJEg0KBWNhdXNlGAMgASgJEg4KBnJlbWVkeRgEIAEoCRIRCgljZXJ0YWludHkYBSABKAkSJgoEaGVyZRgGIAEoCzIYLnBlcmNoLmRhZW1vbi52MS5VZHBTaWRlEicKBXRoZXJlGAcgASgLMhgucGVyY2guZGFlbW9uLnYxLlVkcFNpZGUSFAoMcmVtb3RlX2FnZW50GAggASgJEhYKCWRlbGl2ZXJlZBgJIAEoCEgAiAEBEhkKDHJlbGF5X3J0dF9tcxgKIAEoAUgBiAEBEhMKC2luaXRpYXRpb25zGAsgASgNEi0KBnNlYXJjaBgMIAEoCzIdLnBlcmNoLmRhZW1vbi52MS5EaXJlY3RTZWFyY2hCDAoKX2RlbGl2ZXJlZEIPCg1fcmVsYXlfcnR0X21zIicKB1VkcFNpZGUSCwoDdWRwGAEgASgJEg8KB21hcHBpbmcYAiABKAkijAEKDERpcmVjdFNlYXJjaBIKCgJhdBgBIAEoARIPCgdvdXRjb21lGAIgASgJEjQKCmNhbmRpZGF0ZXMYAyADKAsyIC5wZXJjaC5kYWVtb24udjEuQ2FuZGlkYXRlUmVwb3J0EikKBXBhaXJzGAQgAygLMhoucGVyY2guZGFlbW9uLnYxLlBhaXJDaGVjayIxCg9DYW5kaWRhdGVSZXBvcnQSDAoEa2luZBgBIAEoCRIQCghlbmRwb2ludBgCIAEoCSLhAQoJUGFpckNoZWNrEi8KBWxvY2FsGAEgASgLMiAucGVyY2guZGFlbW9uLnYxLkNhbmRpZGF0ZVJlcG9ydBIwCgZyZW1vdGUYAiABKAsyIC5wZXJjaC5kYWVtb24udjEuQ2FuZGlkYXRlUmVwb3J0Eg0KBXN0YXRlGAMgASgJEhMKBnJ0dF9tcxgEIAEoAUgAiAEBEgwKBHNlbnQYBSABKA0SEAoIYW5zd2VyZWQYBiABKA0SEAoIcmVjZWl2ZWQYByABKA0SEAoIc2VsZWN0ZWQYCCABKAhCCQoHX3J0dF9tcypQCglQZWVyU3RhdGUSGgoWUEVFUl9TVEFURV9VTlNQRUNJRklFRBAAEggKBElETEUQARIOCgpDT05ORUNUSU5HEAISDQoJQ09OTkVDVEVEEAMqaAoKQWdlbnRTdGF0ZRIbChdBR0VOVF9TVEFURV9VTlNQRUNJRklFRBAAEggKBERPV04QARIMCghTVEFSVElORxACEgYKAlVQEAMSDwoLTkVFRFNfTE9HSU4QBBIMCghTVE9QUElORxAFMr8HCgZEYWVtb24SPAoCVXASGi5wZXJjaC5kYWVtb24udjEuVXBSZXF1ZXN0GhgucGVyY2guZGFlbW9uLnYxLlVwRXZlbnQwARI/CgVMb2dpbhIaLnBlcmNoLmRhZW1vbi52MS5VcFJlcXVlc3QaGC5wZXJjaC5kYWVtb24udjEuVXBFdmVudDABEkMKBERvd24SHC5wZXJjaC5kYWVtb24udjEuRG93blJlcXVlc3QaHS5wZXJjaC5kYWVtb24udjEuRG93blJlc3BvbnNlElUKCkRlcmVnaXN0ZXISIi5wZXJjaC5kYWVtb24udjEuRGVyZWdpc3RlclJlcXVlc3QaIy5wZXJjaC5kYWVtb24udjEuRGVyZWdpc3RlclJlc3BvbnNlEkoKCUdldFN0YXR1cxIeLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNSZXF1ZXN0GhsucGVyY2guZGFlbW9uLnYxLlN0YXR1c1BhcnQwARJLCgtXYXRjaFN0YXR1cxIdLnBlcmNoLmRhZW1vbi52MS5XYXRjaFJlcXVlc3QaGy5wZXJjaC5kYWVtb24udjEuU3RhdHVzUGFydDABEkIKC0V4cGxhaW5QZWVyEhwucGVyY2guZGFlbW9uLnYxLlBlZXJSZXF1ZXN0GhUucGVyY2guZGFlbW9uLnYxLlBlZXISPwoIV2FrZVBlZXISHC5wZXJjaC5kYWVtb24udjEuUGVlclJlcXVlc3QaFS5wZXJjaC5kYWVtb24udjEuUGVlchJACglTbGVlcFBlZXISHC5wZXJjaC5kYWVtb24udjEuUGVlclJlcXVlc3QaFS5wZXJjaC5kYWVtb24udjEuUGVlchJBCgdQaW5QZWVyEh8ucGVyY2guZGFlbW9uLnYxLlBpblBlZXJSZXF1ZXN0GhUucGVyY2guZGFlbW9uLnYxLlBlZXISTwoIRGlhZ25vc2USIC5wZXJjaC5kYWVtb24udjEuRGlhZ25vc2VSZXF1ZXN0GiEucGVyY2guZGFlbW9uLnYxLkRpYWdub3NlUmVzcG9uc2USTAoHU2V0TGF6eRIfLnBlcmNoLmRhZW1vbi52MS5TZXRMYXp5UmVxdWVzdBogLnBlcmNoLmRhZW1vbi52MS5TZXRMYXp5UmVzcG9uc2USWAoLU2V0TG9nTGV2ZWwSIy5wZXJjaC5kYWVtb24udjEuU2V0TG9nTGV2ZWxSZXF1ZXN0GiQucGVyY2guZGFlbW9uLnYxLlNldExvZ0xldmVsUmVzcG9uc2ViBnByb3RvMw");
 
 /**
  * Detail of every failed call: a code of docs/errors.md, and whether the same call may succeed later by itself.
@@ -523,6 +523,11 @@ export type StatusHead = Message<"perch.daemon.v1.StatusHead"> & {
    * @generated from field: perch.daemon.v1.Firewall firewall = 28;
    */
   firewall?: Firewall | undefined;
+
+  /**
+   * @generated from field: perch.daemon.v1.Wakes wakes = 29;
+   */
+  wakes?: Wakes | undefined;
 };
 
 /**
@@ -531,6 +536,46 @@ export type StatusHead = Message<"perch.daemon.v1.StatusHead"> & {
  */
 export const StatusHeadSchema: GenMessage<StatusHead> = /*@__PURE__*/
   messageDesc(file_daemon, 12);
+
+/**
+ * Wakes under way. What became of earlier ones is told by the counters that begin with `wakes`.
+ *
+ * @generated from message perch.daemon.v1.Wakes
+ */
+export type Wakes = Message<"perch.daemon.v1.Wakes"> & {
+  /**
+   * @generated from field: uint32 negotiating = 1;
+   */
+  negotiating: number;
+
+  /**
+   * For a place among those that negotiate, or for the budget of signal messages.
+   *
+   * @generated from field: uint32 waiting = 2;
+   */
+  waiting: number;
+
+  /**
+   * Held back as part of a sweep over sleeping peers; packets wait for them.
+   *
+   * @generated from field: uint32 held = 3;
+   */
+  held: number;
+
+  /**
+   * Peers that are kept connected because waking them failed.
+   *
+   * @generated from field: uint32 kept = 4;
+   */
+  kept: number;
+};
+
+/**
+ * Describes the message perch.daemon.v1.Wakes.
+ * Use `create(WakesSchema)` to create a new message.
+ */
+export const WakesSchema: GenMessage<Wakes> = /*@__PURE__*/
+  messageDesc(file_daemon, 13);
 
 /**
  * The network's access rules as they are enforced on this machine.
@@ -558,7 +603,7 @@ export type Firewall = Message<"perch.daemon.v1.Firewall"> & {
  * Use `create(FirewallSchema)` to create a new message.
  */
 export const FirewallSchema: GenMessage<Firewall> = /*@__PURE__*/
-  messageDesc(file_daemon, 13);
+  messageDesc(file_daemon, 14);
 
 /**
  * @generated from message perch.daemon.v1.PeerCounts
@@ -590,7 +635,7 @@ export type PeerCounts = Message<"perch.daemon.v1.PeerCounts"> & {
  * Use `create(PeerCountsSchema)` to create a new message.
  */
 export const PeerCountsSchema: GenMessage<PeerCounts> = /*@__PURE__*/
-  messageDesc(file_daemon, 14);
+  messageDesc(file_daemon, 15);
 
 /**
  * @generated from message perch.daemon.v1.Lazy
@@ -619,7 +664,7 @@ export type Lazy = Message<"perch.daemon.v1.Lazy"> & {
  * Use `create(LazySchema)` to create a new message.
  */
 export const LazySchema: GenMessage<Lazy> = /*@__PURE__*/
-  messageDesc(file_daemon, 15);
+  messageDesc(file_daemon, 16);
 
 /**
  * @generated from message perch.daemon.v1.Service
@@ -651,7 +696,7 @@ export type Service = Message<"perch.daemon.v1.Service"> & {
  * Use `create(ServiceSchema)` to create a new message.
  */
 export const ServiceSchema: GenMessage<Service> = /*@__PURE__*/
-  messageDesc(file_daemon, 16);
+  messageDesc(file_daemon, 17);
 
 /**
  * @generated from message perch.daemon.v1.Relay
@@ -678,7 +723,7 @@ export type Relay = Message<"perch.daemon.v1.Relay"> & {
  * Use `create(RelaySchema)` to create a new message.
  */
 export const RelaySchema: GenMessage<Relay> = /*@__PURE__*/
-  messageDesc(file_daemon, 17);
+  messageDesc(file_daemon, 18);
 
 /**
  * One setting as it is in force, and who decided it; a secret is shown as `set`.
@@ -709,7 +754,7 @@ export type Setting = Message<"perch.daemon.v1.Setting"> & {
  * Use `create(SettingSchema)` to create a new message.
  */
 export const SettingSchema: GenMessage<Setting> = /*@__PURE__*/
-  messageDesc(file_daemon, 18);
+  messageDesc(file_daemon, 19);
 
 /**
  * @generated from message perch.daemon.v1.Peer
@@ -817,7 +862,7 @@ export type Peer = Message<"perch.daemon.v1.Peer"> & {
  * Use `create(PeerSchema)` to create a new message.
  */
 export const PeerSchema: GenMessage<Peer> = /*@__PURE__*/
-  messageDesc(file_daemon, 19);
+  messageDesc(file_daemon, 20);
 
 /**
  * Absent: no path.
@@ -848,7 +893,7 @@ export type Path = Message<"perch.daemon.v1.Path"> & {
  * Use `create(PathSchema)` to create a new message.
  */
 export const PathSchema: GenMessage<Path> = /*@__PURE__*/
-  messageDesc(file_daemon, 20);
+  messageDesc(file_daemon, 21);
 
 /**
  * @generated from message perch.daemon.v1.DirectPath
@@ -882,7 +927,7 @@ export type DirectPath = Message<"perch.daemon.v1.DirectPath"> & {
  * Use `create(DirectPathSchema)` to create a new message.
  */
 export const DirectPathSchema: GenMessage<DirectPath> = /*@__PURE__*/
-  messageDesc(file_daemon, 21);
+  messageDesc(file_daemon, 22);
 
 /**
  * @generated from message perch.daemon.v1.TimelineEntry
@@ -916,7 +961,7 @@ export type TimelineEntry = Message<"perch.daemon.v1.TimelineEntry"> & {
  * Use `create(TimelineEntrySchema)` to create a new message.
  */
 export const TimelineEntrySchema: GenMessage<TimelineEntry> = /*@__PURE__*/
-  messageDesc(file_daemon, 22);
+  messageDesc(file_daemon, 23);
 
 /**
  * @generated from message perch.daemon.v1.PeerRequest
@@ -935,7 +980,7 @@ export type PeerRequest = Message<"perch.daemon.v1.PeerRequest"> & {
  * Use `create(PeerRequestSchema)` to create a new message.
  */
 export const PeerRequestSchema: GenMessage<PeerRequest> = /*@__PURE__*/
-  messageDesc(file_daemon, 23);
+  messageDesc(file_daemon, 24);
 
 /**
  * @generated from message perch.daemon.v1.PinPeerRequest
@@ -957,7 +1002,7 @@ export type PinPeerRequest = Message<"perch.daemon.v1.PinPeerRequest"> & {
  * Use `create(PinPeerRequestSchema)` to create a new message.
  */
 export const PinPeerRequestSchema: GenMessage<PinPeerRequest> = /*@__PURE__*/
-  messageDesc(file_daemon, 24);
+  messageDesc(file_daemon, 25);
 
 /**
  * @generated from message perch.daemon.v1.SetLazyRequest
@@ -976,7 +1021,7 @@ export type SetLazyRequest = Message<"perch.daemon.v1.SetLazyRequest"> & {
  * Use `create(SetLazyRequestSchema)` to create a new message.
  */
 export const SetLazyRequestSchema: GenMessage<SetLazyRequest> = /*@__PURE__*/
-  messageDesc(file_daemon, 25);
+  messageDesc(file_daemon, 26);
 
 /**
  * @generated from message perch.daemon.v1.SetLazyResponse
@@ -995,7 +1040,7 @@ export type SetLazyResponse = Message<"perch.daemon.v1.SetLazyResponse"> & {
  * Use `create(SetLazyResponseSchema)` to create a new message.
  */
 export const SetLazyResponseSchema: GenMessage<SetLazyResponse> = /*@__PURE__*/
-  messageDesc(file_daemon, 26);
+  messageDesc(file_daemon, 27);
 
 /**
  * @generated from message perch.daemon.v1.SetLogLevelRequest
@@ -1014,7 +1059,7 @@ export type SetLogLevelRequest = Message<"perch.daemon.v1.SetLogLevelRequest"> &
  * Use `create(SetLogLevelRequestSchema)` to create a new message.
  */
 export const SetLogLevelRequestSchema: GenMessage<SetLogLevelRequest> = /*@__PURE__*/
-  messageDesc(file_daemon, 27);
+  messageDesc(file_daemon, 28);
 
 /**
  * @generated from message perch.daemon.v1.SetLogLevelResponse
@@ -1031,7 +1076,7 @@ export type SetLogLevelResponse = Message<"perch.daemon.v1.SetLogLevelResponse">
  * Use `create(SetLogLevelResponseSchema)` to create a new message.
  */
 export const SetLogLevelResponseSchema: GenMessage<SetLogLevelResponse> = /*@__PURE__*/
-  messageDesc(file_daemon, 28);
+  messageDesc(file_daemon, 29);
 
 /**
  * @generated from message perch.daemon.v1.DiagnoseRequest
@@ -1050,7 +1095,7 @@ export type DiagnoseRequest = Message<"perch.daemon.v1.DiagnoseRequest"> & {
  * Use `create(DiagnoseRequestSchema)` to create a new message.
  */
 export const DiagnoseRequestSchema: GenMessage<DiagnoseRequest> = /*@__PURE__*/
-  messageDesc(file_daemon, 29);
+  messageDesc(file_daemon, 30);
 
 /**
  * @generated from message perch.daemon.v1.DiagnoseResponse
@@ -1095,7 +1140,7 @@ export type DiagnoseResponse = Message<"perch.daemon.v1.DiagnoseResponse"> & {
  * Use `create(DiagnoseResponseSchema)` to create a new message.
  */
 export const DiagnoseResponseSchema: GenMessage<DiagnoseResponse> = /*@__PURE__*/
-  messageDesc(file_daemon, 30);
+  messageDesc(file_daemon, 31);
 
 /**
  * @generated from message perch.daemon.v1.Finding
@@ -1134,7 +1179,7 @@ export type Finding = Message<"perch.daemon.v1.Finding"> & {
  * Use `create(FindingSchema)` to create a new message.
  */
 export const FindingSchema: GenMessage<Finding> = /*@__PURE__*/
-  messageDesc(file_daemon, 31);
+  messageDesc(file_daemon, 32);
 
 /**
  * @generated from message perch.daemon.v1.UdpReport
@@ -1182,7 +1227,7 @@ export type UdpReport = Message<"perch.daemon.v1.UdpReport"> & {
  * Use `create(UdpReportSchema)` to create a new message.
  */
 export const UdpReportSchema: GenMessage<UdpReport> = /*@__PURE__*/
-  messageDesc(file_daemon, 32);
+  messageDesc(file_daemon, 33);
 
 /**
  * @generated from message perch.daemon.v1.StunReport
@@ -1216,7 +1261,7 @@ export type StunReport = Message<"perch.daemon.v1.StunReport"> & {
  * Use `create(StunReportSchema)` to create a new message.
  */
 export const StunReportSchema: GenMessage<StunReport> = /*@__PURE__*/
-  messageDesc(file_daemon, 33);
+  messageDesc(file_daemon, 34);
 
 /**
  * What one destination saw as our address.
@@ -1247,7 +1292,7 @@ export type SeenAddress = Message<"perch.daemon.v1.SeenAddress"> & {
  * Use `create(SeenAddressSchema)` to create a new message.
  */
 export const SeenAddressSchema: GenMessage<SeenAddress> = /*@__PURE__*/
-  messageDesc(file_daemon, 34);
+  messageDesc(file_daemon, 35);
 
 /**
  * @generated from message perch.daemon.v1.PairReport
@@ -1331,7 +1376,7 @@ export type PairReport = Message<"perch.daemon.v1.PairReport"> & {
  * Use `create(PairReportSchema)` to create a new message.
  */
 export const PairReportSchema: GenMessage<PairReport> = /*@__PURE__*/
-  messageDesc(file_daemon, 35);
+  messageDesc(file_daemon, 36);
 
 /**
  * @generated from message perch.daemon.v1.UdpSide
@@ -1353,7 +1398,7 @@ export type UdpSide = Message<"perch.daemon.v1.UdpSide"> & {
  * Use `create(UdpSideSchema)` to create a new message.
  */
 export const UdpSideSchema: GenMessage<UdpSide> = /*@__PURE__*/
-  messageDesc(file_daemon, 36);
+  messageDesc(file_daemon, 37);
 
 /**
  * @generated from message perch.daemon.v1.DirectSearch
@@ -1389,7 +1434,7 @@ export type DirectSearch = Message<"perch.daemon.v1.DirectSearch"> & {
  * Use `create(DirectSearchSchema)` to create a new message.
  */
 export const DirectSearchSchema: GenMessage<DirectSearch> = /*@__PURE__*/
-  messageDesc(file_daemon, 37);
+  messageDesc(file_daemon, 38);
 
 /**
  * @generated from message perch.daemon.v1.CandidateReport
@@ -1413,7 +1458,7 @@ export type CandidateReport = Message<"perch.daemon.v1.CandidateReport"> & {
  * Use `create(CandidateReportSchema)` to create a new message.
  */
 export const CandidateReportSchema: GenMessage<CandidateReport> = /*@__PURE__*/
-  messageDesc(file_daemon, 38);
+  messageDesc(file_daemon, 39);
 
 /**
  * @generated from message perch.daemon.v1.PairCheck
@@ -1469,7 +1514,7 @@ export type PairCheck = Message<"perch.daemon.v1.PairCheck"> & {
  * Use `create(PairCheckSchema)` to create a new message.
  */
 export const PairCheckSchema: GenMessage<PairCheck> = /*@__PURE__*/
-  messageDesc(file_daemon, 39);
+  messageDesc(file_daemon, 40);
 
 /**
  * @generated from enum perch.daemon.v1.PeerState

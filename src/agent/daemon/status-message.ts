@@ -9,8 +9,9 @@ import {
   PeerState as PeerStateWire,
   type StatusHead,
   StatusHeadSchema,
+  type WakesSchema,
 } from "#gen/daemon_pb.ts";
-import type { AgentState, AgentStatus, PeerPath, PeerState, PeerStatus } from "../control.ts";
+import type { AgentState, AgentStatus, PeerPath, PeerState, PeerStatus, WakeCounts } from "../control.ts";
 import type { FirewallStatus } from "../firewall/firewall.ts";
 import { type ResolvedSettings, SETTING_NAMES, SETTINGS, showSetting } from "./settings.ts";
 
@@ -104,11 +105,16 @@ export function encodeHead(status: AgentStatus, facts: DaemonFacts, takenAt: num
     serial: BigInt(status.serial),
     ...(status.firewall && { firewall: encodeFirewall(status.firewall) }),
     peers: status.counts,
+    ...(status.wakes && { wakes: encodeWakes(status.wakes) }),
     counters: Object.fromEntries(status.counters),
     settings,
     takenAt,
     logLevel: facts.logLevel,
   });
+}
+
+function encodeWakes({ negotiating, waiting, held, kept }: WakeCounts): MessageInitShape<typeof WakesSchema> {
+  return { negotiating, waiting, held, kept };
 }
 
 function encodeFirewall(firewall: FirewallStatus): MessageInitShape<typeof FirewallSchema> {
