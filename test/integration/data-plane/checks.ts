@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import type { ChildProcess } from "node:child_process";
 import { createInterface } from "node:readline";
 import type { End } from "./pair.ts";
+import type { UdpReceived, UdpSent } from "./traffic.ts";
 
 /** Options of tests that need network namespaces. */
 export const root = process.getuid?.() === 0 ? { timeout: 20_000 } : { skip: "needs root: network namespaces and TUN" };
@@ -26,19 +27,51 @@ export function traffic(end: End, ...args: string[]): { process: ChildProcess; l
 
 const bracket = (address: string): string => (address.includes(":") ? `[${address}]` : address);
 
-export async function tcpArrivesWhole(from: End, to: End, address: string, bytes: number): Promise<void> {
+/** Sends a stream and compares; the hash of both ends. */
+export async function tcpArrivesWhole(from: End, to: End, address: string, bytes: number): Promise<string> {
   const receiver = traffic(to, "tcp-receive", address);
   const port = await receiver.line();
   const sender = traffic(from, "tcp-send", `${bracket(address)}:${port}`, String(bytes));
-  assert.equal(await receiver.line(), await sender.line(), `TCP to ${address}`);
+  const [received, sent] = await Promise.all([receiver.line(), sender.line()]);
+  assert.equal(received, sent, `TCP to ${address}`);
+  return sent;
 }
 
-export async function udpArrivesWhole(from: End, to: End, address: string, size: number): Promise<void> {
-  const bursts = 25;
-  const receiver = traffic(to, "udp-receive", address, String(bursts * 40));
+/** Sends bursts with UDP_SEGMENT, 40 datagrams of `size` bytes each, the last one smaller; both ends' own accounts. */
+export async function sendUdp(
+  from: End,
+  to: End,
+  address: string,
+  { bursts, size }: { readonly bursts: number; readonly size: number },
+): Promise<{ readonly sent: UdpSent; readonly received: UdpReceived }> {
+  const receiver = traffic(to, "udp-receive", address, String(size));
   const port = await receiver.line();
   const sender = traffic(from, "udp-send", `${bracket(address)}:${port}`, String(bursts), String(size));
-  assert.equal(await receiver.line(), await sender.line(), `UDP of ${size} bytes to ${address}`);
+  const sending = sender.line().then((line) => {
+    const sent = JSON.parse(line) as UdpSent;
+    receiver.process.stdin!.write(`end ${sent.datagrams}\n`);
+    return sent;
+  });
+  // It has ended when the last bursts are reported.
+  sender.process.stdin!.on("error", () => {});
+  for (;;) {
+    const line = await receiver.line();
+    if (line.startsWith("{")) return { sent: await sending, received: JSON.parse(line) as UdpReceived };
+    sender.process.stdin!.write(`${line}\n`);
+  }
+}
+
+/** The same where nothing may be lost; the hash of both ends. */
+export async function udpArrivesWhole(
+  from: End,
+  to: End,
+  address: string,
+  bursts: { readonly bursts: number; readonly size: number },
+): Promise<string> {
+  const { sent, received } = await sendUdp(from, to, address, bursts);
+  const whole: UdpReceived = { ...sent, duplicates: 0, altered: 0, outOfOrder: 0 };
+  assert.deepEqual(received, whole, `UDP of ${bursts.size} bytes to ${address}`);
+  return sent.hash;
 }
 
 export async function ping(from: End, address: string, ...options: string[]): Promise<void> {

@@ -1,16 +1,13 @@
-import { type ChildProcess, execFile, execFileSync, spawn } from "node:child_process";
+import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import type { DataPlaneOptions } from "#wireguard/worker/data-plane.ts";
+import type { LinkOptions } from "../../../lab/link.ts";
+import { ip, Wire } from "./wire.ts";
 
 const run = promisify(execFile);
-
-/** Runs `ip ARGUMENTS` and throws with its output when it fails. */
-export function ip(...args: string[]): void {
-  execFileSync("ip", args, { stdio: ["ignore", "ignore", "pipe"] });
-}
 
 interface EndEvent {
   readonly event: string;
@@ -73,6 +70,9 @@ export class End {
 
   /** Calls a method of the data plane and waits for its answer. */
   call<Result = unknown>(method: string, ...args: unknown[]): Promise<Result> {
+    const { exitCode, signalCode } = this.process;
+    if (exitCode !== null || signalCode !== null)
+      return Promise.reject(new Error(`${method}: the process has ended: ${this.output.join("")}`));
     const id = this.#next++;
     const line = JSON.stringify([id, method, ...args], (_key, value) =>
       value instanceof Uint8Array ? { hex: Buffer.from(value).toString("hex") } : value,
@@ -137,44 +137,34 @@ export interface PairOptions {
   readonly asleep?: boolean;
   /** The link between the namespaces runs over IPv6. */
   readonly outer6?: boolean;
+  /** Default: a cable. */
+  readonly impairment?: LinkOptions;
 }
 
-let serial = 0;
-
 /**
- * Two namespaces joined by a veth pair, a data plane in each:
+ * A data plane at each end of a wire:
  *
- *   a  10.77.0.1 fd77::1 [tunnel] 192.0.2.1 2001:db8::1 ---veth--- 192.0.2.2 2001:db8::2 [tunnel] 10.77.0.2 fd77::2  b
+ *   a  10.77.0.1 fd77::1 [tunnel] 192.0.2.1 2001:db8::1 ---wire--- 192.0.2.2 2001:db8::2 [tunnel] 10.77.0.2 fd77::2  b
  */
 export class Pair implements AsyncDisposable {
   readonly a: End;
   readonly b: End;
+  readonly wire: Wire;
   readonly outer6: boolean;
   /** Keys of the session that `connect` installed last. */
   generation = 0;
 
-  private constructor(a: End, b: End, outer6: boolean) {
-    this.a = a;
-    this.b = b;
+  private constructor(wire: Wire, plane: DataPlaneOptions, outer6: boolean) {
+    this.wire = wire;
+    this.a = new End(wire.ends[0].namespace, plane);
+    this.b = new End(wire.ends[1].namespace, plane);
     this.outer6 = outer6;
   }
 
   static async start(options: PairOptions = {}): Promise<Pair> {
-    const id = `${process.pid.toString(36)}${serial++}`;
-    const [na, nb] = [`pdp-a-${id}`, `pdp-b-${id}`];
     const plane: DataPlaneOptions = { interfaceName: "tun0", mtu: 1420, listenPort: 0, ...options.plane };
-    for (const namespace of [na, nb]) ip("netns", "add", namespace);
-    ip("link", "add", "v0", "netns", na, "type", "veth", "peer", "name", "v0", "netns", nb);
-    for (const [namespace, n] of [
-      [na, 1],
-      [nb, 2],
-    ] as const) {
-      ip("-n", namespace, "link", "set", "lo", "up");
-      ip("-n", namespace, "addr", "add", `192.0.2.${n}/24`, "dev", "v0");
-      ip("-n", namespace, "addr", "add", `2001:db8::${n}/64`, "dev", "v0", "nodad");
-      ip("-n", namespace, "link", "set", "v0", "up");
-    }
-    const pair = new Pair(new End(na, plane), new End(nb, plane), options.outer6 ?? false);
+    const wire = options.impairment ? await Wire.impaired(options.impairment) : Wire.cable();
+    const pair = new Pair(wire, plane, options.outer6 ?? false);
     try {
       await Promise.all([pair.a.start(), pair.b.start()]);
       for (const [end, n] of [
@@ -199,8 +189,8 @@ export class Pair implements AsyncDisposable {
 
   /** Where the other end's packets must go. */
   endpoint(of: End): { address: string; port: number } {
-    const n = of === this.a ? 1 : 2;
-    return { address: this.outer6 ? `2001:db8::${n}` : `192.0.2.${n}`, port: of.started.port };
+    const { address, address6 } = this.wire.ends[of === this.a ? 0 : 1];
+    return { address: this.outer6 ? address6 : address, port: of.started.port };
   }
 
   /** Sets both paths and installs a session, `a` as initiator. */
@@ -234,6 +224,6 @@ export class Pair implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.all([this.a.stop(), this.b.stop()]);
-    for (const end of [this.a, this.b]) ip("netns", "del", end.namespace);
+    await this.wire[Symbol.asyncDispose]();
   }
 }
