@@ -94,6 +94,16 @@ export function loadLibrary(path: string | null): ForeignLibrary {
   }
 }
 
+/** Whether `loadLibrary` gave a library that has this function. */
+export function hasSymbol(library: ForeignLibrary, symbol: string): boolean {
+  try {
+    library.func(symbol, "void *", []);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** The system calls; loaded once per thread. Throws NetError `ffi-missing`. */
 export function libc(): Libc {
   if (loadedLibc) return loadedLibc;

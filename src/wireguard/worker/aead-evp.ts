@@ -1,4 +1,5 @@
-import { type Address, type ForeignLibrary, loadLibrary, NetError } from "#net/libc.ts";
+import { type Address, hasSymbol, loadLibrary, NetError } from "#net/libc.ts";
+import type { Aead } from "./aead.ts";
 import type { Arena } from "./arena.ts";
 
 const GET_TAG = 0x10;
@@ -29,16 +30,19 @@ interface Evp {
 }
 
 /**
- * ChaCha20-Poly1305 (RFC 8439) over raw addresses, by OpenSSL's EVP inside node. One context per direction serves all
- * sessions: setting the key with each packet costs 15 ns, a context per session would have to be freed by hand.
+ * ChaCha20-Poly1305 over raw addresses by OpenSSL's public interface, for a Node without the primitives of
+ * aead-primitives.ts. One context per direction serves all sessions: setting the key with each packet costs 15 ns, a context
+ * per session would have to be freed by hand.
  */
-export class Aead {
+export class EvpAead implements Aead {
+  readonly name = "evp";
   readonly #evp: Evp;
   readonly #contexts: readonly [bigint, bigint];
   /** Their addresses. */
   readonly #seal: number;
   readonly #open: number;
   readonly #view: DataView;
+  readonly #base: number;
   readonly #iv: number;
   readonly #ivAddress: number;
   readonly #lengthAddress: number;
@@ -47,6 +51,7 @@ export class Aead {
   constructor(arena: Arena) {
     this.#evp = load();
     this.#view = arena.view;
+    this.#base = arena.base;
     this.#iv = arena.take(16);
     this.#ivAddress = arena.base + this.#iv;
     this.#lengthAddress = arena.base + arena.take(16);
@@ -62,9 +67,18 @@ export class Aead {
     if (!ready) throw new NetError("ffi-missing", "this OpenSSL has no ChaCha20-Poly1305");
   }
 
-  /** Encrypts `bytes` at `input` to `output`, 16 bytes of tag behind it. In place is allowed. All are addresses. */
-  seal(key: number, counterLow: number, counterHigh: number, input: number, bytes: number, output: number): void {
+  seal(
+    key: number,
+    counterLow: number,
+    counterHigh: number,
+    input: number,
+    bytes: number,
+    _view: DataView,
+    at: number,
+    base: number,
+  ): void {
     const evp = this.#evp;
+    const output = base + at;
     this.#setNonce(counterLow, counterHigh);
     evp.encryptSet(this.#seal, 0, 0, key, this.#ivAddress);
     if (bytes > 0) evp.encryptUpdate(this.#seal, output, this.#lengthAddress, input, bytes);
@@ -72,20 +86,16 @@ export class Aead {
     evp.control(this.#seal, GET_TAG, TAG_BYTES, output + bytes);
   }
 
-  /**
-   * Decrypts `bytes` at `at` in place; the tag lies behind them. False when it does not match: the bytes are then
-   * garbage and must not be used.
-   */
   open(key: number, counterLow: number, counterHigh: number, at: number, bytes: number): boolean {
     const evp = this.#evp;
+    const input = this.#base + at;
     this.#setNonce(counterLow, counterHigh);
     evp.decryptSet(this.#open, 0, 0, key, this.#ivAddress);
-    if (bytes > 0) evp.decryptUpdate(this.#open, at, this.#lengthAddress, at, bytes);
-    evp.control(this.#open, SET_TAG, TAG_BYTES, at + bytes);
-    return evp.decryptFinal(this.#open, at + bytes, this.#lengthAddress) > 0;
+    if (bytes > 0) evp.decryptUpdate(this.#open, input, this.#lengthAddress, input, bytes);
+    evp.control(this.#open, SET_TAG, TAG_BYTES, input + bytes);
+    return evp.decryptFinal(this.#open, input + bytes, this.#lengthAddress) > 0;
   }
 
-  /** Frees the contexts, and with them OpenSSL's copies of the last keys. */
   close(): void {
     for (const context of this.#contexts) this.#evp.freeContext(context);
   }
@@ -99,7 +109,7 @@ export class Aead {
 
 function load(): Evp {
   let library = loadLibrary(null);
-  if (!has(library, "EVP_chacha20_poly1305")) library = loadLibrary(SYSTEM_LIBRARY);
+  if (!hasSymbol(library, "EVP_chacha20_poly1305")) library = loadLibrary(SYSTEM_LIBRARY);
   const init = ["void *", "void *", "void *", "void *", "void *"];
   const set = ["size_t", "size_t", "size_t", "size_t", "size_t"];
   const update = ["size_t", "size_t", "size_t", "size_t", "int"];
@@ -121,13 +131,4 @@ function load(): Evp {
     decryptUpdate: bind("EVP_DecryptUpdate", "void", update),
     decryptFinal: bind("EVP_DecryptFinal_ex", "int", final),
   };
-}
-
-function has(library: ForeignLibrary, symbol: string): boolean {
-  try {
-    library.func(symbol, "void *", []);
-    return true;
-  } catch {
-    return false;
-  }
 }

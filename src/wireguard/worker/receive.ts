@@ -1,6 +1,6 @@
 import { TRANSPORT_OVERHEAD } from "../constants.ts";
 import { COOKIE_REPLY_BYTES, INITIATION_BYTES, MessageType, RESPONSE_BYTES } from "../messages.ts";
-import type { Aead } from "./aead-evp.ts";
+import type { Aead } from "./aead.ts";
 import type { Arena } from "./arena.ts";
 import type { Coalescer } from "./coalesce.ts";
 import type { PacketFilter } from "./filter.ts";
@@ -153,7 +153,7 @@ export class Receiver {
 
   /** The order of the checks is the protocol's (paper section 5.4.6): nothing is believed before the tag and the window. */
   #transport(at: number, length: number, source: AddressPlace, relaySlot: number): void {
-    const { sessions, limits, arena, aead, stats, timers, coalescer, filter } = this.#deps;
+    const { sessions, limits, aead, stats, timers, coalescer, filter } = this.#deps;
     const view = this.#view;
     const session = sessions.find(view.getUint32(at + 4, true));
     if (session === undefined) {
@@ -177,7 +177,7 @@ export class Receiver {
     }
     const inner = at + HEADER_BYTES;
     const innerBytes = length - TRANSPORT_OVERHEAD;
-    if (!aead.open(session.receiveKey, low, high, arena.base + inner, innerBytes)) {
+    if (!aead.open(session.receiveKey, low, high, inner, innerBytes)) {
       this.#words[Counter["drop-authentication"]]!++;
       return;
     }

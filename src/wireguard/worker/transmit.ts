@@ -1,7 +1,7 @@
 import { Errno } from "#net/errno.ts";
 import { type Libc, libc } from "#net/libc.ts";
 import { PADDING_MULTIPLE, TRANSPORT_OVERHEAD } from "../constants.ts";
-import type { Aead } from "./aead-evp.ts";
+import type { Aead } from "./aead.ts";
 import type { Arena } from "./arena.ts";
 import type { PacketFilter } from "./filter.ts";
 import { ipLength, VIRTIO } from "./inner-packet.ts";
@@ -300,7 +300,7 @@ export class Transmitter {
       bytes[at + i] = 0;
     }
     const { arena, aead } = this.#deps;
-    aead.seal(session.sendKey, low, high, arena.base + at, padded, base + to + HEADER_BYTES);
+    aead.seal(session.sendKey, low, high, arena.base + at, padded, view, to + HEADER_BYTES, base);
     for (let i = length; i < padded; i++) bytes[at + i] = this.#paddingSaved[i - length]!;
   }
 

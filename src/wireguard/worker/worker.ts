@@ -1,7 +1,7 @@
 import { parentPort, workerData } from "node:worker_threads";
 import { Errno } from "#net/errno.ts";
 import { libc } from "#net/libc.ts";
-import { Aead } from "./aead-evp.ts";
+import { openAead } from "./aead.ts";
 import { CommandApplier } from "./apply-commands.ts";
 import { Arena } from "./arena.ts";
 import { Coalescer } from "./coalesce.ts";
@@ -12,7 +12,6 @@ import { Receiver } from "./receive.ts";
 import { Reporter } from "./reporter.ts";
 import { Ring } from "./ring.ts";
 import { Routes } from "./routes.ts";
-import { selfTest } from "./self-test.ts";
 import { SendQueue } from "./send-queue.ts";
 import { Sessions } from "./sessions.ts";
 import { Staging } from "./staging.ts";
@@ -67,8 +66,7 @@ function run(): string | undefined {
   const clock = (): number => performance.now() + lag;
 
   const arena = new Arena(ARENA_BYTES + UdpBuffers.arenaBytes(start.gro));
-  const aead = new Aead(arena);
-  selfTest(arena, aead);
+  const aead = openAead(arena);
   const rings = { events: new Ring(start.events), datagrams: new Ring(start.datagrams), relay: new Ring(start.relay) };
   const reporter = new Reporter(rings, stats, arena.bytes, () => post(0));
   const peers = new Peers(stats.peerCapacity);
@@ -123,7 +121,7 @@ function run(): string | undefined {
   const ready = (place: number): number => arena.view.getUint16(place + 6, true);
   const eventBuffer = arena.take(8);
 
-  post({ kind: "ready", features: ["evp"] });
+  post({ kind: "ready", features: [aead.name] });
   let more = false;
   while (Atomics.load(control, ControlWord.stop) === 0) {
     const { blockedFamily } = queue;
