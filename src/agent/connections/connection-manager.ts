@@ -4,27 +4,15 @@ import { type Body, Body_Type } from "#gen/signal_pb.ts";
 import type { DeviceEvents, WireGuardDevice } from "#wireguard/device.ts";
 import { AgentError } from "../errors.ts";
 import { PeerConnection, type PeerDeps, type PeerInfo } from "../peer/peer-connection.ts";
-import { IdleClock } from "./lazy/idle-clock.ts";
 import { decideLazy, type LazyDecision } from "./lazy/policy.ts";
-import { WakeAdmission, type WakeStatus } from "./wake-admission.ts";
+import { Sleeper } from "./sleeper.ts";
+import { WakeAdmission, type WakeOrder, type WakeStatus } from "./wake-admission.ts";
 import { describeCause } from "./wake-cause.ts";
 import { WakeJudge } from "./wake-judge.ts";
 import type { WakePriority } from "./wake-queue.ts";
 
-/**
- * A GO_IDLE that finds us this soon after a wake or after traffic of ours crossed with it: the remote is wanted. It comes
- * back at once, instead of when our packet or the loss of its paths is noticed.
- */
-const IDLE_CROSSING: Millis = 2_000;
-/** Packets that wait for a session are given up after this long; until then their peer does not sleep by itself. */
-const WAITING_PATIENCE: Millis = 90_000;
-/** How often such a peer is looked at. */
-const WAITING_LOOK: Millis = 5_000;
-/** After our GO_IDLE a peer that is back within this time keeps the connection alive itself (signal document, W6). */
-const BOUNCE_WINDOW: Millis = 60_000;
 /** How long the end waits for its last messages. */
 const FAREWELL_PATIENCE: Millis = 500;
-const MAX_SLEEP_BACKOFF: Millis = 24 * 3_600_000;
 
 export interface ConnectionManagerDeps extends Omit<PeerDeps, "changed"> {
   readonly clock: Clock;
@@ -43,14 +31,12 @@ export interface ConnectionManagerOptions {
 interface Member {
   readonly connection: PeerConnection;
   decision: LazyDecision;
-  /** When we last told it GO_IDLE, and how long we wait now that it came back at once. */
-  sentIdleAt: Millis | undefined;
-  sleepBackoff: Millis;
 }
 
 /**
  * Who is lazy, permanent, awake: the one place that decides about connections. It turns what the device, signal and
- * relay report into events of the peers, admits wakes, and puts peers to sleep. Every call costs O(peers concerned).
+ * relay report into events of the peers, and has wakes admitted (WakeAdmission) and sleep decided (Sleeper). Every call
+ * costs O(peers concerned).
  */
 export class ConnectionManager {
   readonly #deps: ConnectionManagerDeps;
@@ -58,11 +44,10 @@ export class ConnectionManager {
   readonly #peerDeps: PeerDeps;
   readonly #members = new Map<PublicKey, Member>();
   readonly #awake = new Set<PeerConnection>();
-  readonly #idle: IdleClock<PublicKey>;
+  readonly #sleeper: Sleeper;
   readonly #wakes: WakeAdmission;
   readonly #judge: WakeJudge;
   readonly #pinned: Set<PublicKey>;
-  readonly #threshold: Millis;
   /** Members of one high-availability route group wake together; group id -> keys, key -> group ids. */
   #groups = new Map<string, ReadonlySet<PublicKey>>();
   #groupsOf = new Map<PublicKey, readonly string[]>();
@@ -73,9 +58,20 @@ export class ConnectionManager {
   constructor(deps: ConnectionManagerDeps, options: ConnectionManagerOptions, lazy: boolean) {
     this.#deps = deps;
     this.#lazy = lazy;
-    this.#threshold = options.inactivityThreshold;
     this.#pinned = new Set(options.pinned);
-    this.#idle = new IdleClock(deps.clock, (key, now) => this.#considerSleep(key, now));
+    const { clock, device } = deps;
+    this.#sleeper = new Sleeper(
+      {
+        clock,
+        device,
+        find: (key) => this.find(key),
+        isLazy: (key) => this.decisionOf(key).lazy,
+        matesOf: (key) => this.#groupMates(key),
+        sleep: (key, reason) => this.#putToSleep(this.#member(key), reason),
+        post: (key, event) => this.#post(key, event),
+      },
+      options.inactivityThreshold,
+    );
     this.#wakes = new WakeAdmission({
       clock: deps.clock,
       device: deps.device,
@@ -166,7 +162,7 @@ export class ConnectionManager {
       const connection = this.find(key);
       const joined = ids.some((id) => !before.get(id)?.has(key));
       if (joined && connection && !connection.awake && this.#groupMates(key).some((mate) => mate.awake)) {
-        this.#request(key, "background", "its route group is awake", true);
+        this.#request(key, "background", { cause: "its route group is awake", initiate: true });
       }
     }
   }
@@ -190,16 +186,22 @@ export class ConnectionManager {
 
   wake(key: PublicKey, cause: string): void {
     this.#member(key);
-    this.#request(key, "interactive", cause, true);
+    this.#request(key, "interactive", { cause, initiate: true });
   }
 
-  /** Puts a peer to sleep now. A permanent one is refused: AgentError `peer-unknown` or `setting-invalid`. */
+  /**
+   * Puts a peer to sleep: now, or once a Perch agent at the other end agrees. A permanent one is refused: AgentError
+   * `peer-unknown` or `setting-invalid`.
+   */
   sleep(key: PublicKey, reason: string): void {
     const member = this.#member(key);
     if (!member.decision.lazy) {
       throw new AgentError("setting-invalid", `${member.connection.info.fqdn} stays connected: ${member.decision.why}`);
     }
-    this.#putToSleep(member, reason, true);
+    if (member.connection.awake) return this.#sleeper.ask(member.connection, reason);
+    // A wake that still waited for its turn is off; its packets must be able to ask again.
+    this.#wakes.cancel(key);
+    this.#deps.device.declineWake(key);
   }
 
   pin(key: PublicKey, pinned: boolean): void {
@@ -214,16 +216,8 @@ export class ConnectionManager {
   receiveSignal(from: PublicKey, body: Body): void {
     const member = this.#members.get(from);
     if (!member) return;
-    if (body.type === Body_Type.GO_IDLE) {
-      if (!member.connection.awake) return;
-      if (member.decision.lazy && !this.#isWanted(member.connection)) {
-        this.#putToSleep(member, "the other side went idle", false);
-      } else {
-        this.#observe(member, () => member.connection.post({ kind: "remote-idle" }));
-      }
-      return;
-    }
-    if (body.type === Body_Type.OFFER && !member.connection.awake) this.#noteBounce(member);
+    if (body.type === Body_Type.GO_IDLE) return this.#sleeper.receive(member.connection, body);
+    if (body.type === Body_Type.OFFER && !member.connection.awake) this.#sleeper.noteOffer(member.connection);
     this.#observe(member, () => member.connection.receive(body));
   }
 
@@ -241,7 +235,10 @@ export class ConnectionManager {
 
   /** Signal is there again after it was away. */
   signalReturned(): void {
-    for (const connection of [...this.#awake]) connection.post({ kind: "signal-back" });
+    this.#sleeper.signalReturned();
+    for (const connection of [...this.#awake]) {
+      if (!this.#sleeper.isProposing(connection.key)) connection.post({ kind: "signal-back" });
+    }
   }
 
   networkChanged(): void {
@@ -264,7 +261,7 @@ export class ConnectionManager {
 
   close(): void {
     for (const unsubscribe of this.#unsubscribe) unsubscribe();
-    this.#idle.close();
+    this.#sleeper.close();
     this.#wakes.close();
     this.#judge.close();
     for (const member of this.#members.values()) member.connection.close();
@@ -287,9 +284,11 @@ export class ConnectionManager {
         if (this.#members.has(key)) this.#wakes.requestByPacket(key, cause.packet);
         return;
       }
-      // A handshake or data that crossed with our GO_IDLE: the other side may have gone to sleep on that since.
-      const initiate = cause.kind === "packet" || this.#hasJustSentIdle(key);
-      this.#request(key, "interactive", describeCause(cause), initiate);
+      // A handshake or data that crossed with our GO_IDLE: the other side may have gone to sleep on that since. A handshake
+      // of ours beside its own would end one session more than the sender of a packet under way may reckon with.
+      const offer = cause.kind !== "packet" && this.#sleeper.hasJustSentIdle(key);
+      const initiate = cause.kind === "packet" || (offer && cause.kind === "data");
+      this.#request(key, "interactive", { cause: describeCause(cause), initiate, offer });
     });
     on("established", ({ key, source }) => this.#post(key, { kind: "established", source }));
     on("path-hint", ({ key, source }) => this.#post(key, { kind: "path-hint", source }));
@@ -319,9 +318,9 @@ export class ConnectionManager {
     if (this.#members.has(info.key)) return;
     const decision = this.#lazyDecision(info);
     const connection = new PeerConnection(this.#peerDeps, info, decision.lazy ? "asleep" : "waiting to connect");
-    this.#members.set(info.key, { connection, decision, sentIdleAt: undefined, sleepBackoff: 0 });
+    this.#members.set(info.key, { connection, decision });
     this.#deps.changed(connection);
-    if (!decision.lazy) this.#request(info.key, "background", decision.why, true);
+    if (!decision.lazy) this.#request(info.key, "background", { cause: decision.why, initiate: true });
   }
 
   #remove(key: PublicKey): void {
@@ -329,7 +328,7 @@ export class ConnectionManager {
     if (!member) return;
     this.#members.delete(key);
     this.#awake.delete(member.connection);
-    this.#idle.unwatch(key);
+    this.#sleeper.forget(key);
     this.#wakes.cancel(key);
     this.#judge.forget(key);
     member.connection.close();
@@ -351,10 +350,11 @@ export class ConnectionManager {
     const { connection } = member;
     member.decision = this.#lazyDecision(connection.info);
     if (!member.decision.lazy) {
-      this.#idle.unwatch(connection.key);
-      if (!connection.awake) this.#request(connection.key, "background", member.decision.why, true);
+      this.#sleeper.unwatch(connection.key);
+      if (!connection.awake)
+        this.#request(connection.key, "background", { cause: member.decision.why, initiate: true });
     } else if (connection.awake) {
-      this.#idle.watch(connection.key, this.#deps.clock.now() + this.#threshold);
+      this.#sleeper.watch(connection.key);
     }
   }
 
@@ -375,16 +375,16 @@ export class ConnectionManager {
     };
   }
 
-  #request(key: PublicKey, priority: WakePriority, cause: string, initiate: boolean): void {
+  #request(key: PublicKey, priority: WakePriority, order: WakeOrder): void {
     const member = this.#members.get(key);
     if (!member) return;
     if (member.connection.awake) {
       // An OFFER was faster: the packet that waits still wants its handshake at once.
-      if (initiate) this.#observe(member, () => member.connection.post({ kind: "wake", cause, initiate }));
+      if (order.initiate) this.#observe(member, () => member.connection.post({ kind: "wake", ...order }));
       return;
     }
     const isRouter = member.connection.info.routes.length > 0;
-    this.#wakes.request(key, priority === "background" && isRouter ? "router" : priority, { cause, initiate });
+    this.#wakes.request(key, priority === "background" && isRouter ? "router" : priority, order);
   }
 
   #noteAwake(member: Member): void {
@@ -392,11 +392,14 @@ export class ConnectionManager {
     this.#awake.add(connection);
     this.#wakes.noteAwake(connection.key);
     this.#judge.noteAwake(connection.key);
-    if (member.decision.lazy)
-      this.#idle.watch(connection.key, this.#deps.clock.now() + this.#threshold + member.sleepBackoff);
+    this.#sleeper.noteAwake(connection.key);
+    if (member.decision.lazy) this.#sleeper.watch(connection.key);
     for (const mate of this.#groupMates(connection.key)) {
       if (!mate.awake)
-        this.#request(mate.key, "background", `${connection.info.fqdn} of its route group is awake`, true);
+        this.#request(mate.key, "background", {
+          cause: `${connection.info.fqdn} of its route group is awake`,
+          initiate: true,
+        });
     }
   }
 
@@ -411,62 +414,12 @@ export class ConnectionManager {
     return [...mates];
   }
 
-  /** Looks whether an awake peer has been idle for long enough; the next instant worth looking otherwise. */
-  #considerSleep(key: PublicKey, now: Millis): Millis | undefined {
-    const member = this.#members.get(key);
-    if (!member?.connection.awake || !member.decision.lazy) return undefined;
-    const waiting = (this.#deps.device.peerStats(key)?.stagedBytes ?? 0) > 0;
-    const idleFor = Math.max(this.#threshold + member.sleepBackoff, waiting ? WAITING_PATIENCE : 0);
-    const last = Math.max(
-      this.#lastActivity(member.connection),
-      ...this.#groupMates(key).map((mate) => this.#lastActivity(mate)),
-    );
-    // What waits may leave at any moment; then the threshold counts.
-    if (last + idleFor > now) return waiting ? Math.min(last + idleFor, now + WAITING_LOOK) : last + idleFor;
-    this.#putToSleep(member, `no traffic for ${describeDuration(now - last)}`, true);
-    return undefined;
-  }
-
-  /** User traffic in either direction; the wake itself counts, so that a peer stays for one threshold at least (W8). */
-  #lastActivity(connection: PeerConnection): Millis {
-    if (!connection.awake) return 0;
-    const stats = this.#deps.device.peerStats(connection.key);
-    return Math.max(connection.wokeAt ?? 0, stats?.lastDataRx ?? 0, stats?.lastDataTx ?? 0);
-  }
-
-  #hasJustSentIdle(key: PublicKey): boolean {
-    const at = this.#members.get(key)?.sentIdleAt;
-    return at !== undefined && this.#deps.clock.now() - at < IDLE_CROSSING;
-  }
-
-  #isWanted(connection: PeerConnection): boolean {
-    const { lastDataTx = 0, stagedBytes = 0 } = this.#deps.device.peerStats(connection.key) ?? {};
-    if (stagedBytes > 0) return true;
-    return this.#deps.clock.now() - Math.max(connection.wokeAt ?? 0, lastDataTx) < IDLE_CROSSING;
-  }
-
-  #putToSleep(member: Member, reason: string, tell: boolean): void {
+  #putToSleep(member: Member, reason: string): void {
     const { connection } = member;
-    this.#idle.unwatch(connection.key);
+    this.#sleeper.noteAsleep(connection.key);
     this.#wakes.cancel(connection.key);
     this.#judge.noteAsleep(connection.key);
     this.#awake.delete(connection);
-    // A wake that still waited for its turn is off; its packets must be able to ask again.
-    if (!connection.awake) return this.#deps.device.declineWake(connection.key);
-    member.sentIdleAt = tell ? this.#deps.clock.now() : undefined;
-    connection.post({ kind: "sleep", reason, tell });
+    connection.post({ kind: "sleep", reason });
   }
-
-  /** The other side came back right after our GO_IDLE without traffic: it wants the connection; try again ever later. */
-  #noteBounce(member: Member): void {
-    const now = this.#deps.clock.now();
-    const bounced = member.sentIdleAt !== undefined && now - member.sentIdleAt < BOUNCE_WINDOW;
-    member.sleepBackoff = bounced ? Math.min(MAX_SLEEP_BACKOFF, Math.max(this.#threshold, member.sleepBackoff * 2)) : 0;
-    if (bounced) member.connection.note("kept-alive", "the other side reconnects after every sleep");
-  }
-}
-
-function describeDuration(ms: Millis): string {
-  if (ms < 60_000) return `${Math.round(ms / 1000)} s`;
-  return ms < 3_600_000 ? `${Math.round(ms / 60_000)} min` : `${(ms / 3_600_000).toFixed(1)} h`;
 }

@@ -101,7 +101,12 @@ export function propose(reason: string, idle: Millis, epoch: number, { now }: Sl
 }
 
 /** Takes a step of the other end. `freshEpoch` names a proposal that has to be made anew. */
-export function receive(talk: SleepTalk, message: SleepMessage, freshEpoch: () => number, facts: SleepFacts): SleepStep {
+export function receive(
+  talk: SleepTalk,
+  message: SleepMessage,
+  freshEpoch: () => number,
+  facts: SleepFacts,
+): SleepStep {
   switch (message.kind) {
     case "propose":
       return answer(talk, message, facts);
@@ -187,7 +192,11 @@ function takeAgreement(talk: SleepTalk, epoch: number, freshEpoch: () => number,
   return { talk: SILENT, effects: [{ kind: "sleep", reason: `${talk.reason}, the other side agreed` }] };
 }
 
-function takeRefusal(talk: SleepTalk, { epoch, wait }: SleepMessage & { kind: "refuse" }, facts: SleepFacts): SleepStep {
+function takeRefusal(
+  talk: SleepTalk,
+  { epoch, wait }: SleepMessage & { kind: "refuse" },
+  facts: SleepFacts,
+): SleepStep {
   if (talk.kind === "silent" || talk.epoch !== epoch) return { talk, effects: [] };
   if (wait === undefined) return { talk: SILENT, effects: [{ kind: "kept" }] };
   const at = facts.now + Math.min(REFUSAL_MAX, Math.max(REFUSAL_MIN, wait));

@@ -21,6 +21,8 @@ export interface WakeOrder {
   readonly cause: string;
   /** Our side sends the first handshake message. */
   readonly initiate: boolean;
+  /** The other side is told at once all the same. */
+  readonly offer?: boolean;
 }
 
 /** Wakes as status shows them. */

@@ -15,6 +15,7 @@ import {
   parseOfferBody,
   type RelayAddress,
 } from "#signal/protocol/offer.ts";
+import { createSleepBody, type SleepMessage } from "#signal/protocol/sleep-message.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
 import type { PeerPath, PeerState, TimelineEntry } from "../control.ts";
 import {
@@ -52,7 +53,8 @@ export interface PeerDeps {
   readonly log: Logger;
   readonly device: Pick<WireGuardDevice, "setPeer" | "setPath" | "initiate">;
   readonly signal: {
-    send(to: PublicKey, body: Body): Promise<{ readonly delivered: boolean | undefined }>;
+    /** `failure`: the message did not reach the server. */
+    send(to: PublicKey, body: Body): Promise<{ readonly delivered: boolean | undefined; readonly failure?: Error }>;
     /** The network may be broken: asks for a sign of life; costs nothing when called often. */
     probe(): void;
   };
@@ -146,6 +148,7 @@ export class PeerConnection {
   /** How many of them the remote was told; undefined before the first OFFER or ANSWER of the ICE agent's life. */
   #told: number | undefined;
   #remoteIsPerch = false;
+  #agreesOnSleep = false;
   #remoteHalf: RemoteHalf | undefined;
   #delivered: boolean | undefined;
   #knownDirect: { readonly endpoint: Endpoint; readonly until: Millis } | undefined;
@@ -181,6 +184,16 @@ export class PeerConnection {
   /** Wall clock ms of the last change of `status`. */
   get since(): number {
     return this.#since;
+  }
+
+  /** It agrees with us before it sleeps, as far as its last OFFER or ANSWER said. */
+  get agreesOnSleep(): boolean {
+    return this.#agreesOnSleep;
+  }
+
+  /** Clock of the last handshake; undefined while idle or Connecting. */
+  get provenAt(): Millis | undefined {
+    return this.#state.kind === "awake" ? this.#state.proven : undefined;
   }
 
   /** Clock of the last wake; undefined while idle. */
@@ -244,6 +257,7 @@ export class PeerConnection {
         const remote = parseOfferBody(body);
         if (!remote) return;
         const { perch, credentials, relay } = remote;
+        this.#agreesOnSleep = perch?.agreesOnSleep ?? false;
         this.#remoteHalf = {
           perch: perch !== undefined,
           ice: credentials !== undefined,
@@ -272,11 +286,17 @@ export class PeerConnection {
   }
 
   /**
-   * Tells the remote that we close until somebody talks again; resolves when the message is out. An agent older than
-   * GO_IDLE is not told: it could take the message for a reason to wake (signal document, section 9).
+   * Tells the remote that we close until somebody talks again; resolves when the message is out, to false when the signal
+   * server did not get it. An agent older than GO_IDLE is not told: it could take the message for a reason to wake (signal
+   * document, section 9).
    */
-  async sayGoIdle(): Promise<void> {
-    if (supportsGoIdle(this.info.agentVersion)) await this.#send(createGoIdleBody());
+  async sayGoIdle(): Promise<boolean> {
+    return !supportsGoIdle(this.info.agentVersion) || this.#send(createGoIdleBody());
+  }
+
+  /** Says a step of an agreement about sleep. */
+  saySleep(message: SleepMessage): void {
+    void this.#send(createSleepBody(message));
   }
 
   note(event: string, detail: string): void {
@@ -325,8 +345,6 @@ export class PeerConnection {
         return this.#sendHalf("offer");
       case "send-answer":
         return this.#answer();
-      case "send-go-idle":
-        return void this.sayGoIdle();
       case "use-relay-server":
         // Both sides use the relay of the controller (relay document, section 7.5).
         return this.#controlling ? undefined : relay.useServer(this.key, effect.relay);
@@ -415,7 +433,7 @@ export class PeerConnection {
     const body = createOfferBody(type, {
       listenPort: wireguardPort,
       version,
-      perch: { candidates: ice ? candidates : [], nat: direct.nat },
+      perch: { candidates: ice ? candidates : [], nat: direct.nat, agreesOnSleep: true },
       ...(relay.home && { relay: relay.home }),
       ...(ice && { credentials: state.local.credentials, sessionId: state.local.id }),
     });
@@ -439,11 +457,16 @@ export class PeerConnection {
     this.#told = this.#candidates.length;
   }
 
-  async #send(body: Body): Promise<void> {
+  /** False when the signal server did not get it. */
+  async #send(body: Body): Promise<boolean> {
+    const { signal, log } = this.#deps;
     try {
-      await this.#deps.signal.send(this.key, body);
+      const { failure: err } = await signal.send(this.key, body);
+      if (err) log.debug("signal message not sent", { peer: this.info.fqdn, err });
+      return err === undefined;
     } catch (err) {
-      this.#deps.log.debug("signal message not sent", { peer: this.info.fqdn, err });
+      log.debug("signal message not sent", { peer: this.info.fqdn, err });
+      return false;
     }
   }
 

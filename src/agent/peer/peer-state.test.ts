@@ -198,10 +198,10 @@ test("a handshake that came directly is used before ICE is done, ICE replaces it
 });
 
 test("sleep closes everything and tells the remote when it was our idea", () => {
-  const machine = new Machine().post(wake).post({ kind: "sleep", reason: "no traffic for 15 min", tell: true });
-  assert.deepEqual(machine.kinds(), ["close-ice", "device-asleep", "send-go-idle"]);
+  const machine = new Machine().post(wake).post({ kind: "sleep", reason: "no traffic for 15 min" });
+  assert.deepEqual(machine.kinds(), ["close-ice", "device-asleep"]);
   assert.equal(nextDeadline(machine.state), undefined);
-  assert.deepEqual(machine.post({ kind: "sleep", reason: "again", tell: true }).effects, []);
+  assert.deepEqual(machine.post({ kind: "sleep", reason: "again" }).effects, []);
 });
 
 test("a relay-only pair does no ICE and never offers again once the relay carries", () => {

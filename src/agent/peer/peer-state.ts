@@ -117,8 +117,9 @@ export interface PeerContext {
 }
 
 export type PeerEvent =
-  | { readonly kind: "wake"; readonly cause: string; readonly initiate: boolean }
-  | { readonly kind: "sleep"; readonly reason: string; readonly tell: boolean }
+  /** `offer`: the other side has to be told at once, also where the handshake is left to it. */
+  | { readonly kind: "wake"; readonly cause: string; readonly initiate: boolean; readonly offer?: boolean }
+  | { readonly kind: "sleep"; readonly reason: string }
   | { readonly kind: "offer"; readonly remote: RemoteSession }
   | { readonly kind: "answer"; readonly remote: RemoteSession }
   | { readonly kind: "ice-selected"; readonly ice: number; readonly direct: DirectPath }
@@ -145,7 +146,6 @@ export type PeerEffect =
   | { readonly kind: "initiate"; readonly paths: readonly DevicePath[] }
   | { readonly kind: "send-offer" }
   | { readonly kind: "send-answer" }
-  | { readonly kind: "send-go-idle" }
   | { readonly kind: "use-relay-server"; readonly relay: RelayAddress | undefined }
   /** A new ICE agent with the state's `local` half replaces the one before; it answers checks from the start. */
   | { readonly kind: "open-ice"; readonly ice: number }
@@ -180,7 +180,7 @@ export function step(state: PeerConnectionState, event: PeerEvent, context: Peer
         ? initiate({ ...state, initiator: true }, context)
         : unchanged(state);
     case "sleep":
-      return sleep(state, event.reason, event.tell);
+      return sleep(state, event.reason);
     case "offer":
       return append(negotiate(state, event.remote, context), [{ kind: "send-answer" }]);
     case "answer":
@@ -226,7 +226,13 @@ function stepIdle(state: IdleState, event: PeerEvent, context: PeerContext): Ste
   switch (event.kind) {
     case "wake":
       // Somebody else's handshake or data comes with that side's OFFER: ours would only cross it.
-      return wake(state, event.cause, event.initiate, context, event.initiate ? 0 : ANSWERER_PATIENCE);
+      return wake(
+        state,
+        event.cause,
+        event.initiate,
+        context,
+        event.initiate || event.offer === true ? 0 : ANSWERER_PATIENCE,
+      );
     case "offer": {
       const woken = wake(state, "its offer", false, context, ANSWERER_PATIENCE);
       return append(

@@ -96,11 +96,10 @@ export function wake(
   return offerAfter === 0 ? chain(started, (awake) => offer(awake, context)) : started;
 }
 
-export function sleep(state: AwakeState, reason: string, tell: boolean): Step {
+export function sleep(state: AwakeState, reason: string): Step {
   const effects: PeerEffect[] = [{ kind: "note", event: "sleep", detail: reason }];
   if (state.ice > 0) effects.push({ kind: "close-ice" });
   effects.push({ kind: "device-asleep" });
-  if (tell) effects.push({ kind: "send-go-idle" });
   return { state: { kind: "idle", generation: state.generation, reason }, effects };
 }
 
