@@ -7,8 +7,9 @@ import { silentLogger } from "#base/log.ts";
 import type { Clock } from "#base/time.ts";
 import type { Body } from "#gen/signal_pb.ts";
 import { RelayClient } from "#relay/client/relay-client.ts";
-import { EmbeddedDevice, type Plane } from "#wireguard/embedded-device.ts";
-import type { DataPlaneEvents } from "#wireguard/worker/data-plane.ts";
+import { EmbeddedDevice } from "#wireguard/embedded-device.ts";
+import type { Plane } from "#wireguard/plane.ts";
+import type { DataPlaneEvents } from "#wireguard/worker/plane-events.ts";
 
 const NO_COUNTERS = {
   rxBytes: 0,

@@ -1,6 +1,6 @@
 import { sameEndpoint } from "#base/ip.ts";
 import type { DevicePath, PacketSource } from "./device.ts";
-import type { PlaneSource } from "./worker/data-plane.ts";
+import type { PlaneSource } from "./worker/plane-events.ts";
 
 /** Where a packet came from, as the device's events name it. */
 export function packetSource(source: PlaneSource): PacketSource {

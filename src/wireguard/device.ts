@@ -140,7 +140,12 @@ export interface DeviceEvents {
   "path-error": { readonly key: PublicKey; readonly endpoint: Endpoint; readonly code: string };
   /** The protocol gave up on a handshake after 90 s; staged packets were dropped. */
   "handshake-failed": { readonly key: PublicKey; readonly droppedBytes: number };
-  /** The interface was deleted or the worker died; the device is closed. */
+  /**
+   * The data worker died of a fault (logged) and another took over: interface, addresses, routes, port, peers and counters are
+   * as they were. Packets that waited are lost, and awake peers handshake anew, which has begun.
+   */
+  "worker-restarted": { readonly reason: string };
+  /** The interface was deleted, or the data worker died again and again; the device is closed. */
   gone: { readonly reason: string };
 }
 

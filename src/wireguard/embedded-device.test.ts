@@ -6,9 +6,12 @@ import { PresharedKey, PrivateKey, type PublicKey } from "#base/keys.ts";
 import { silentLogger } from "#base/log.ts";
 import { ManualClock } from "#base/time.ts";
 import type { DeviceEvents, DevicePath, DevicePeerConfig } from "./device.ts";
-import { EmbeddedDevice, type Plane } from "./embedded-device.ts";
+import { EmbeddedDevice } from "./embedded-device.ts";
 import { HandshakeManager } from "./handshake-manager.ts";
-import type { DataPlaneEvents, PlaneSource, SessionKeys } from "./worker/data-plane.ts";
+import type { Plane } from "./plane.ts";
+import type { SessionKeys } from "./worker/commands.ts";
+import type { CaptureTarget } from "./worker/data-plane.ts";
+import type { DataPlaneEvents, PlaneSource } from "./worker/plane-events.ts";
 import type { PeerCounters } from "./worker/stats.ts";
 
 const DIRECT: DevicePath = { kind: "udp", endpoint: parseEndpoint("192.0.2.2:51820") };
@@ -37,6 +40,7 @@ class RecordingPlane implements Plane {
   handshakeLoad = 0;
   setCookieSecret(): void {}
   readonly calls: string[] = [];
+  capture: CaptureTarget | undefined;
   readonly sent: { readonly datagram: Uint8Array; readonly to: Endpoint; readonly from: Endpoint | undefined }[] = [];
   readonly sessions: { readonly slot: number; readonly keys: SessionKeys; readonly sendKey: string }[] = [];
   readonly staged = new Map<number, number>();
@@ -44,6 +48,17 @@ class RecordingPlane implements Plane {
 
   addPeer(slot: number, options: { readonly asleep: boolean; readonly keepalive?: number }): void {
     this.calls.push(`add ${slot} ${options.asleep ? "asleep" : "awake"} ${options.keepalive}`);
+  }
+  restorePeer(slot: number, options: { readonly asleep: boolean; readonly keepalive?: number }): void {
+    this.calls.push(`restore ${slot} ${options.asleep ? "asleep" : "awake"} ${options.keepalive}`);
+  }
+  startCapture(capture: CaptureTarget): void {
+    this.calls.push(`capture ${capture.slot ?? "all"} ${capture.snapLength}`);
+    this.capture = capture;
+  }
+  stopCapture(): void {
+    this.calls.push("capture ends");
+    this.capture = undefined;
   }
   removePeer(slot: number): void {
     this.calls.push(`remove ${slot}`);
@@ -130,6 +145,7 @@ function setUp(config: Partial<DevicePeerConfig> = {}) {
     "path-error",
     "silent",
     "handshake-failed",
+    "worker-restarted",
     "gone",
   ] as const;
   for (const name of names) device.events.on(name, (payload) => events.push({ name, payload }));
@@ -621,5 +637,87 @@ describe("the device", () => {
     assert.deepEqual(events, [{ name: "gone", payload: { reason: "interface deleted" } }]);
     assert.deepEqual(plane.take(), ["close"]);
     assert.ok(device.close() instanceof Promise);
+  });
+});
+
+describe("when the data worker died", () => {
+  const other = PrivateKey.generate().publicKey;
+  const sleeper = PrivateKey.generate().publicKey;
+
+  it("gives the next one every peer as it is now, and handshakes at once with those that had a session", () => {
+    const { plane, device, peer, set, arrive, remoteInitiation, clock, takeEvents } = setUp();
+    set("awake", { persistentKeepalive: 25 });
+    device.setPath(peer, DIRECT);
+    arrive(remoteInitiation(), { kind: "udp", endpoint: DIRECT.kind === "udp" ? DIRECT.endpoint : ELSEWHERE.endpoint });
+    // Awake, with a path, and never in contact: nobody asked for a handshake with it.
+    device.setPeer(other, { mode: "awake", allowedIps: [parsePrefix("100.64.0.3/32"), parsePrefix("10.0.0.0/8")] });
+    device.setPath(other, ELSEWHERE);
+    device.setPeer(sleeper, { mode: "asleep", allowedIps: [parsePrefix("100.64.0.4/32"), parsePrefix("10.0.0.0/8")] });
+    clock.advance(1_000);
+    plane.take();
+    takeEvents();
+    plane.events.emit("restarted", { reason: "boom" });
+    assert.deepEqual(plane.take(), [
+      "restore 0 awake 25",
+      "prefix+ 0 100.64.0.2/32",
+      "path 0 192.0.2.2:51820",
+      "restore 1 awake 0",
+      "prefix+ 1 100.64.0.3/32",
+      "path 1 198.51.100.7:4000",
+      "restore 2 asleep 0",
+      "prefix+ 2 100.64.0.4/32",
+      "prefix+ 2 10.0.0.0/8",
+      "send 192.0.2.2:51820",
+      "note 0 sent 148",
+    ]);
+    assert.deepEqual(takeEvents(), ["worker-restarted"]);
+  });
+
+  it("restores the path that was adopted, and asks again for a peer whose packets were lost with it", () => {
+    const { plane, device, peer, set, takeEvents } = setUp();
+    set("awake");
+    plane.events.emit("pathHint", { slot: 0, source: { kind: "relay", slot: 0 }, adopted: true });
+    plane.staged.set(0, 1400);
+    plane.take();
+    takeEvents();
+    plane.events.emit("restarted", { reason: "boom" });
+    assert.deepEqual(plane.take(), ["restore 0 awake 0", "prefix+ 0 100.64.0.2/32", "path 0 relay", "note 0 sent 148"]);
+    assert.deepEqual(takeEvents(), ["relay-out", "worker-restarted"]);
+    assert.equal(device.peerStats(peer)?.lastHandshake, 0);
+  });
+
+  it("frees the indices of the lost sessions, and still takes the answer that is under way", () => {
+    const { plane, device, peer, set, arrive, remoteAnswer, clock, takeEvents } = setUp();
+    set("awake");
+    device.setPath(peer, DIRECT);
+    device.initiate(peer, [DIRECT]);
+    clock.advance(100);
+    const answer = remoteAnswer(plane.sent[0]!.datagram);
+    plane.take();
+    plane.events.emit("restarted", { reason: "boom" });
+    arrive(answer, { kind: "udp", endpoint: ELSEWHERE.endpoint });
+    assert.deepEqual(
+      plane.sessions.map(({ slot }) => slot),
+      [0],
+    );
+    assert.ok(takeEvents().includes("established"));
+  });
+
+  it("spreads many handshakes over turns", () => {
+    const { plane, device, clock } = setUp();
+    const keys = Array.from({ length: 100 }, () => PrivateKey.generate().publicKey);
+    for (const key of keys) {
+      device.setPeer(key, { mode: "awake", allowedIps: [] });
+      device.setPath(key, DIRECT);
+      device.initiate(key, [DIRECT]);
+    }
+    clock.advance(2_000);
+    const sent = (): number => plane.take().filter((call) => call.startsWith("send")).length;
+    sent();
+    plane.events.emit("restarted", { reason: "boom" });
+    assert.equal(sent(), 32);
+    device.removePeer(keys[99]!);
+    clock.advance(0);
+    assert.equal(sent(), 67);
   });
 });

@@ -21,38 +21,10 @@ import type { HandshakeAction } from "./handshake-action.ts";
 import { HandshakeManager } from "./handshake-manager.ts";
 import { INITIATION_BYTES, RESPONSE_BYTES } from "./messages.ts";
 import { NO_PATH, NO_PATHS, type PeerRow, PeerTable } from "./peer-table.ts";
-import type { DataPlane } from "./worker/data-plane.ts";
+import type { Plane } from "./plane.ts";
+import { restorePeers } from "./restore-peers.ts";
 
 export class DeviceError extends PerchError<"too-many-peers" | "keepalive-out-of-range"> {}
-
-/** What the device needs of the data worker; `DataPlane` is one. */
-export type Plane = Pick<
-  DataPlane,
-  | "events"
-  | "features"
-  | "interfaceName"
-  | "listenPort"
-  | "handshakeLoad"
-  | "setCookieSecret"
-  | "addPeer"
-  | "removePeer"
-  | "setAsleep"
-  | "rearmWake"
-  | "setKeepalive"
-  | "addPrefix"
-  | "removePrefix"
-  | "setPath"
-  | "installSession"
-  | "dropStaged"
-  | "setFilter"
-  | "setFilterSource"
-  | "noteAuthenticated"
-  | "injectRelayed"
-  | "sendDatagram"
-  | "peerCounters"
-  | "counters"
-  | "close"
->;
 
 /** Most peers unless the options say otherwise. */
 export const DEFAULT_PEER_CAPACITY = 131_072;
@@ -61,6 +33,8 @@ const MAX_KEEPALIVE_SECONDS = 65_535;
 const BUSY_FROM = 1 / 8;
 /** An initiation younger than this is worth sending again as it is over a path that came up meanwhile. */
 const WORTH_REPEATING = 1_000;
+/** Initiations made in one turn after the worker died: each costs a third of a millisecond, and answers come meanwhile. */
+const HANDSHAKES_PER_TURN = 32;
 
 /**
  * The device interface over the data worker and the handshake manager. Both know peers by slot; this class knows which
@@ -335,12 +309,26 @@ export class EmbeddedDevice implements WireGuardDevice {
       const row = this.#peers.at(slot);
       if (row) this.events.emit("path-error", { key: row.key, endpoint, code });
     });
+    events.on("restarted", ({ reason }) => {
+      this.#handshakeAgain(restorePeers(this.#plane, this.#peers, this.#handshakes));
+      this.events.emit("worker-restarted", { reason });
+    });
     events.on("gone", ({ reason }) => {
       if (this.#closing) return;
       this.#log.error("wireguard device is gone", { interface: this.interfaceName, reason });
       void this.close();
       this.events.emit("gone", { reason });
     });
+  }
+
+  #handshakeAgain(rows: readonly PeerRow[]): void {
+    for (const row of rows.slice(0, HANDSHAKES_PER_TURN)) {
+      if (this.#closing || this.#peers.at(row.slot) !== row || row.mode === "asleep") continue;
+      if (this.#pathsOf(row).length === 0) continue;
+      this.#run(this.#handshakes.initiate(row.slot, this.#clock.now(), WORTH_REPEATING), {});
+    }
+    const rest = rows.slice(HANDSHAKES_PER_TURN);
+    if (rest.length > 0) this.#clock.after(0, () => this.#handshakeAgain(rest));
   }
 
   #wake(row: PeerRow, cause: DeviceEvents["wake"]["cause"]): void {

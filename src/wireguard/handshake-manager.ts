@@ -301,6 +301,11 @@ export class HandshakeManager {
     this.#indices.free(localIndex);
   }
 
+  /** The data worker died with all sessions: their indices may be drawn again. Returns the slots that had one. */
+  noteSessionsLost(): ReadonlySet<number> {
+    return this.#indices.freeAll((index, slot) => this.#bySlot[slot]?.contact?.inFlight?.sent.localIndex === index);
+  }
+
   // Messages
 
   /**

@@ -37,6 +37,17 @@ export class IndexTable<Owner> {
   free(index: number): void {
     this.#owners.delete(index);
   }
+
+  /** Frees all indices but those that `keep` wants; returns the owners of the freed. */
+  freeAll(keep: (index: number, owner: Owner) => boolean): Set<Owner> {
+    const owners = new Set<Owner>();
+    for (const [index, owner] of this.#owners) {
+      if (keep(index, owner)) continue;
+      this.#owners.delete(index);
+      owners.add(owner);
+    }
+    return owners;
+  }
 }
 
 function createRandomU32(): () => number {

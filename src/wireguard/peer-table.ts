@@ -127,6 +127,11 @@ export class PeerTable {
     return { added, removed };
   }
 
+  /** The prefixes that lead to the peer: those of its list that no other took. */
+  prefixesOf(row: PeerRow): readonly Prefix[] {
+    return row.allowedIps.filter((prefix) => this.#owners.get(ownerKey(maskPrefix(prefix))) === row);
+  }
+
   #takeSlot(now: Millis): number | undefined {
     const first = this.#resting[this.#restingFrom];
     const isFull = this.#bySlot.length >= this.#capacity;

@@ -3,11 +3,12 @@ import { type Endpoint, formatEndpoint, formatPrefix, type Prefix } from "#base/
 import type { Clock, Millis, Timer } from "#base/time.ts";
 import { TRANSPORT_OVERHEAD } from "#wireguard/constants.ts";
 import type { DevicePath } from "#wireguard/device.ts";
-import type { Plane } from "#wireguard/embedded-device.ts";
 import { MessageType } from "#wireguard/messages.ts";
-import type { DataPlaneEvents, PlaneSource, SessionKeys } from "#wireguard/worker/data-plane.ts";
+import type { Plane } from "#wireguard/plane.ts";
+import type { SessionKeys } from "#wireguard/worker/commands.ts";
 import { PROTOCOL_LIMITS } from "#wireguard/worker/limits.ts";
 import { PathKind, type Peer, Peers } from "#wireguard/worker/peers.ts";
+import type { DataPlaneEvents, PlaneSource } from "#wireguard/worker/plane-events.ts";
 import { type Session, Sessions } from "#wireguard/worker/sessions.ts";
 import { STAGED_PEER_MAX_BYTES } from "#wireguard/worker/staging.ts";
 import { Counter, PeerField, Stats } from "#wireguard/worker/stats.ts";
@@ -137,6 +138,11 @@ export class SimPlane implements Plane {
   setAsleep(slot: number, asleep: boolean): void {
     this.#commandFor(slot, () => (asleep ? this.#sleep(slot) : this.#wake(slot)));
   }
+
+  /** The worker of a simulation never dies, and nobody looks at its packets. */
+  restorePeer(): void {}
+  startCapture(): void {}
+  stopCapture(): void {}
 
   rearmWake(slot: number): void {
     this.#commandFor(slot, () => {

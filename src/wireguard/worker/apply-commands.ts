@@ -1,10 +1,11 @@
 import { unreachable } from "#base/errors.ts";
 import { COOKIE_SECRET_BYTES } from "../messages.ts";
+import type { Capture } from "./capture.ts";
 import type { FilterMode, PacketFilter } from "./filter.ts";
 import type { HandshakeGate } from "./handshake-gate.ts";
 import { PathKind, type Peer, type Peers } from "./peers.ts";
 import type { Receiver } from "./receive.ts";
-import { Command, FAMILY_RELAY, RecordField } from "./records.ts";
+import { ADD_ASLEEP, ADD_RESTORED, Command, FAMILY_RELAY, RecordField } from "./records.ts";
 import type { Reporter } from "./reporter.ts";
 import type { Ring } from "./ring.ts";
 import type { Routes } from "./routes.ts";
@@ -31,6 +32,9 @@ export interface ApplyDeps {
   readonly transmitter: Transmitter;
   readonly receiver: Receiver;
   readonly filter: PacketFilter;
+  readonly capture: Capture;
+  /** The ring that main made for the capture that it asks for now. */
+  readonly captureRing: () => Ring | undefined;
 }
 
 /** The worker's end of the command ring: each record changes the tables at once. Unknown slots are ignored. */
@@ -85,13 +89,20 @@ export class CommandApplier {
       secret.fill(0);
       return;
     }
+    if (command === Command.capture) {
+      const target = argument === 0 ? undefined : this.#deps.captureRing();
+      if (target) this.#deps.capture.begin(target, slot, argument);
+      else this.#deps.capture.end();
+      return;
+    }
     if (isFilterCommand(command)) {
       this.#filter(command, ring, at);
       return;
     }
     if (command === Command.addPeer) {
-      stats.clearRow(slot);
-      peers.add(slot, (argument & 0x80000000) !== 0, argument & 0xffff);
+      if ((argument & ADD_RESTORED) !== 0) stats.takeOverRow(slot);
+      else stats.clearRow(slot);
+      peers.add(slot, (argument & ADD_ASLEEP) !== 0, argument & 0xffff);
       return;
     }
     if (!peers.exists(slot)) return;

@@ -1,5 +1,5 @@
 import { type IpAddress, ipToBytes, isV6 } from "#base/ip.ts";
-import type { SessionKeys } from "./data-plane.ts";
+import type { Millis } from "#base/time.ts";
 import { Command, RECORD_HEADER_BYTES, RecordField, SESSION_PAYLOAD_BYTES } from "./records.ts";
 import type { Ring } from "./ring.ts";
 
@@ -19,6 +19,19 @@ export interface CommandRecord {
   readonly fill?: (bytes: Uint8Array, at: number) => void;
 }
 
+export interface SessionKeys {
+  readonly role: "initiator" | "responder";
+  /** Index that the peer writes into its packets; unique in the device. */
+  readonly localIndex: number;
+  /** Index that we write into ours. */
+  readonly remoteIndex: number;
+  /** 32 bytes each, copied: the caller wipes its own. */
+  readonly sendKey: Uint8Array;
+  readonly receiveKey: Uint8Array;
+  /** When the keys were derived, device clock; default now. */
+  readonly createdAt?: Millis;
+}
+
 /** Main's end of the command ring. What must not be lost waits in memory when the ring is full, in order. */
 export class CommandSender {
   readonly #ring: Ring;
@@ -31,7 +44,7 @@ export class CommandSender {
     this.#wake = wake;
   }
 
-  /** Records that `trySend` gave up. */
+  /** Records that `trySend` gave up, of this ring. */
   get dropped(): number {
     return this.#ring.dropped;
   }

@@ -2,13 +2,14 @@ import { TRANSPORT_OVERHEAD } from "../constants.ts";
 import { COOKIE_REPLY_BYTES, INITIATION_BYTES, MessageType, RESPONSE_BYTES } from "../messages.ts";
 import type { Aead } from "./aead.ts";
 import type { Arena } from "./arena.ts";
+import type { Capture } from "./capture.ts";
 import type { Coalescer } from "./coalesce.ts";
 import type { PacketFilter } from "./filter.ts";
 import type { HandshakeGate } from "./handshake-gate.ts";
 import { ipLength } from "./inner-packet.ts";
 import type { SessionLimits } from "./limits.ts";
 import { PathKind, type Peer } from "./peers.ts";
-import { Report } from "./records.ts";
+import { Captured, Report } from "./records.ts";
 import type { AddressPlace, Reporter } from "./reporter.ts";
 import type { Routes } from "./routes.ts";
 import type { Session, Sessions } from "./sessions.ts";
@@ -40,6 +41,7 @@ export interface ReceiveDeps {
   readonly transmitter: Transmitter;
   readonly limits: SessionLimits;
   readonly filter: PacketFilter;
+  readonly capture: Capture;
 }
 
 /**
@@ -79,10 +81,12 @@ export class Receiver {
         continue;
       }
       // Datagrams merged by the kernel come from one source and have one size; what each is must be asked of each.
-      for (let done = 0; done < udp.length; done += udp.segmentBytes) {
+      let done = 0;
+      do {
         const length = Math.min(udp.segmentBytes, udp.length - done);
         this.#datagram(udp.at + done, length, udp.source, -1, udp.local);
-      }
+        done += udp.segmentBytes;
+      } while (done < udp.length);
     }
     this.#deps.coalescer.flush();
     return true;
@@ -93,7 +97,10 @@ export class Receiver {
     const place = (this.#injected + 63) & ~63;
     if (place + length > INJECT_BYTES) {
       this.endInjected();
-      if (length > INJECT_BYTES) return;
+      if (length > INJECT_BYTES) {
+        this.#words[Counter["drop-truncated"]]!++;
+        return;
+      }
       this.injectRelayed(slot, from, at, length);
       return;
     }
@@ -210,8 +217,10 @@ export class Receiver {
     if (peer.asleep) this.#deps.reporter.wakeByData(peer, source);
     if (filter.isOn && !filter.accepts(inner, packetBytes)) {
       this.#words[Counter["drop-filter"]]!++;
+      if (this.#deps.capture.isOn) this.#deps.capture.add(Captured.filtered, peer.slot, inner, packetBytes);
       return;
     }
+    if (this.#deps.capture.isOn) this.#deps.capture.add(Captured.inbound, peer.slot, inner, packetBytes);
     coalescer.add(inner, packetBytes);
   }
 

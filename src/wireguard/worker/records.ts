@@ -40,7 +40,7 @@ export const FAMILY_RELAY = 255;
 
 /** Main to worker. */
 export const Command = {
-  /** argument: persistent keepalive in seconds, high bit: asleep. */
+  /** argument: persistent keepalive in seconds, ADD_ASLEEP, ADD_RESTORED. */
   addPeer: 1,
   removePeer: 2,
   /** argument: 1 asleep, 0 awake. */
@@ -71,8 +71,24 @@ export const Command = {
   setCookieSecret: 17,
   /** The next packet for an asleep peer is reported as a wake again. */
   rearmWake: 18,
+  /** slot (CAPTURE_ALL: every peer); argument: bytes to keep of each packet, 0 ends. The ring came by message or at start. */
+  capture: 19,
 } as const;
 export type Command = (typeof Command)[keyof typeof Command];
+
+/** Flags of `addPeer`'s argument. Restored: the row of counters is the peer's own and goes on. */
+export const ADD_ASLEEP = 0x80000000;
+export const ADD_RESTORED = 0x40000000;
+
+/** Slot of `capture` for the packets of all peers. */
+export const CAPTURE_ALL = 0xffffffff;
+
+/**
+ * Opcodes in the ring of captured inner packets. slot: the peer; argument: the packet's bytes; time; payload: its beginning.
+ * `waiting`: it was staged, for the peer has no session or path. `filtered`: the packet filter dropped it.
+ */
+export const Captured = { outbound: 1, waiting: 2, inbound: 3, filtered: 4 } as const;
+export type Captured = (typeof Captured)[keyof typeof Captured];
 
 export const SESSION_PAYLOAD_BYTES = 8 + 64;
 

@@ -19,6 +19,8 @@ const ASK_INTERVAL_MS = 1000;
  */
 export class Reporter {
   readonly relay: Ring;
+  /** Where captured packets go, while there is a capture. */
+  capture: Ring | undefined;
   readonly #events: Ring;
   readonly #datagrams: Ring;
   readonly #stats: Stats;
@@ -45,7 +47,7 @@ export class Reporter {
     if (!this.#written) return;
     this.#written = false;
     const asleep = [this.#events, this.#datagrams, this.relay].map((ring) => ring.consumerSleeps());
-    if (asleep.includes(true)) this.#wakeMain();
+    if (asleep.includes(true) || this.capture?.consumerSleeps()) this.#wakeMain();
   }
 
   /** Makes main look even when no record was written: the command ring has room again. */
@@ -53,7 +55,7 @@ export class Reporter {
     this.#wakeMain();
   }
 
-  /** Main should be woken: a record was written to `relay` by somebody else. */
+  /** Main should be woken: a record was written to `relay` or `capture` by somebody else. */
   noteRelayWritten(): void {
     this.#written = true;
   }

@@ -2,7 +2,7 @@ import type { Emitter } from "#base/emitter.ts";
 import { unreachable } from "#base/errors.ts";
 import { type Endpoint, type IpAddress, ipFromBytes } from "#base/ip.ts";
 import { errnoName } from "#net/errno.ts";
-import type { DataPlaneEvents, PlaneSource } from "./data-plane.ts";
+import type { DataPlaneEvents, PlaneSource } from "./plane-events.ts";
 import { FAMILY_RELAY, HANDSHAKE_REASONS, RecordField, Report } from "./records.ts";
 import type { Ring } from "./ring.ts";
 

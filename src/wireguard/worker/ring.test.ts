@@ -108,3 +108,27 @@ test("100,000 records cross between two threads in order", async () => {
   }
   await worker.terminate();
 });
+
+test("a producer that died in the middle of a record leaves nothing of it behind", () => {
+  const first = Ring.create(1024);
+  const consumer = new Ring(first.buffer);
+  // Up to where the next record would not fit before the end, so that a skip mark is written too.
+  for (let i = 0; i < 3; i++) {
+    first.view.setUint8(first.begin(256) + 4, i);
+    first.commit();
+  }
+  for (let i = 0; i < 2; i++) {
+    consumer.next();
+    consumer.release();
+  }
+  first.bytes.fill(0xff, first.begin(400) + 4, 400);
+  const second = new Ring(first.buffer);
+  second.view.setUint8(second.begin(128) + 4, 77);
+  second.commit();
+  const taken: number[] = [];
+  for (let at = consumer.next(); at >= 0; at = consumer.next()) {
+    taken.push(consumer.view.getUint8(at + 4));
+    consumer.release();
+  }
+  assert.deepEqual(taken, [2, 77]);
+});

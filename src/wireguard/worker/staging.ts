@@ -63,6 +63,7 @@ export class Staging {
     peer.stagedBytes += bytes;
     peer.stagedBlocks += blocks;
     peer.stagedPackets++;
+    this.#stats.words[Counter["staged-waiting"]]!++;
     peer.stagedAt = now;
     this.#publish(peer);
     return true;
@@ -113,6 +114,7 @@ export class Staging {
     peer.stagedFirst = this.#nextPacket[first]!;
     if (peer.stagedFirst < 0) peer.stagedLast = -1;
     peer.stagedPackets--;
+    this.#stats.words[Counter["staged-waiting"]]!--;
     peer.stagedBytes -= this.#length[first]!;
     for (let block = first; block >= 0; ) {
       const next = this.#next[block]!;

@@ -18,12 +18,14 @@ export const DEVICE_COUNTERS = [
   "udp-send-calls",
   "staged-bytes",
   "staged-packets",
+  "staged-waiting",
   "sessions",
   "drop-staged-peer-full",
   "drop-staged-device-full",
   "drop-staged-asleep",
   "drop-staged-given-up",
   "drop-staged-removed",
+  "drop-staged-restart",
   "drop-malformed",
   "drop-unknown-index",
   "drop-expired",
@@ -102,6 +104,24 @@ export class Stats {
   /** Position of a peer's row in `words`. */
   row(slot: number): number {
     return ROWS_AT + slot * ROW_WORDS;
+  }
+
+  /**
+   * Called by a worker before anything else: what one before it held is gone, its counters go on. Packets that waited are
+   * counted as dropped.
+   */
+  takeOver(): void {
+    const { words } = this;
+    words[Counter["drop-staged-restart"]]! += words[Counter["staged-waiting"]]!;
+    for (const name of ["staged-waiting", "staged-bytes", "sessions", "filter-connections"] as const)
+      words[Counter[name]] = 0;
+  }
+
+  /** The same for one peer's row. */
+  takeOverRow(slot: number): void {
+    const row = this.row(slot);
+    for (const field of [PeerField.stagedBytes, PeerField.sessionCreated])
+      if (this.words[row + field] !== 0) this.words[row + field] = 0;
   }
 
   clearRow(slot: number): void {

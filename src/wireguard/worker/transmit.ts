@@ -3,11 +3,12 @@ import { type Libc, libc } from "#net/libc.ts";
 import { PADDING_MULTIPLE, TRANSPORT_OVERHEAD } from "../constants.ts";
 import type { Aead } from "./aead.ts";
 import type { Arena } from "./arena.ts";
+import type { Capture } from "./capture.ts";
 import type { PacketFilter } from "./filter.ts";
 import { ipLength, VIRTIO } from "./inner-packet.ts";
 import type { SessionLimits } from "./limits.ts";
 import { PathKind, type Peer, type Peers } from "./peers.ts";
-import { RECORD_HEADER_BYTES, RecordField, Report } from "./records.ts";
+import { Captured, RECORD_HEADER_BYTES, RecordField, Report } from "./records.ts";
 import type { Reporter } from "./reporter.ts";
 import type { Routes } from "./routes.ts";
 import { Segmenter } from "./segment.ts";
@@ -39,6 +40,7 @@ export interface TransmitDeps {
   readonly tun: TunWriter;
   readonly limits: SessionLimits;
   readonly filter: PacketFilter;
+  readonly capture: Capture;
 }
 
 /**
@@ -191,6 +193,7 @@ export class Transmitter {
     if (peer !== undefined && !peer.asleep && peer.path !== PathKind.none && peer.stagedPackets === 0) {
       const session = this.usableSession(peer);
       if (session !== undefined) {
+        if (this.#deps.capture.isOn) this.#deps.capture.add(Captured.outbound, slot, at, length);
         this.#send(peer, session, length);
         return;
       }
@@ -206,6 +209,7 @@ export class Transmitter {
       this.#words[Counter["drop-multicast-asleep"]]!++;
       return;
     }
+    if (this.#deps.capture.isOn) this.#deps.capture.add(Captured.waiting, slot, this.#packet, length);
     const peer = peers.activate(slot);
     if (staging.push(peer, this.#packet, length, this.now)) this.#words[Counter["staged-packets"]]!++;
     this.#words[stats.row(slot) + PeerField.lastDataTx] = this.now;

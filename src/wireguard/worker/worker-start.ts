@@ -30,9 +30,15 @@ export interface WorkerStart {
   readonly limits: SessionLimits;
   /** State of the mac1 MAC after its key block; undefined lets every handshake message through. */
   readonly mac1Key: Int32Array | undefined;
+  /** Ring of a capture that was under way when the worker before this one died; later ones come as messages. */
+  readonly capture: SharedArrayBuffer | undefined;
 }
 
-/** What the worker posts besides the bare number that says "look into the rings". A fault is its last word. */
+/**
+ * What the worker posts besides the bare number that says "look into the rings". `interface-gone` and `fault` are its last
+ * word; after a fault another worker can take over the same descriptors.
+ */
 export type WorkerMessage =
   | { readonly kind: "ready"; readonly features: readonly string[] }
-  | { readonly kind: "fault"; readonly reason: string };
+  | { readonly kind: "interface-gone" }
+  | { readonly kind: "fault"; readonly reason: string; readonly stack: string | undefined };

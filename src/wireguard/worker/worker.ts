@@ -1,9 +1,10 @@
-import { parentPort, workerData } from "node:worker_threads";
+import { parentPort, receiveMessageOnPort, workerData } from "node:worker_threads";
 import { Errno } from "#net/errno.ts";
 import { libc } from "#net/libc.ts";
 import { openAead } from "./aead.ts";
 import { CommandApplier } from "./apply-commands.ts";
 import { Arena } from "./arena.ts";
+import { Capture } from "./capture.ts";
 import { Coalescer } from "./coalesce.ts";
 import { PacketFilter } from "./filter.ts";
 import { HandshakeGate } from "./handshake-gate.ts";
@@ -47,18 +48,19 @@ const port = parentPort!;
 const post = (message: WorkerMessage | number): void => port.postMessage(message);
 
 try {
-  const reason = run();
-  if (reason !== undefined) post({ kind: "fault", reason });
+  run();
 } catch (error) {
-  post({ kind: "fault", reason: error instanceof Error ? (error.stack ?? error.message) : String(error) });
+  const [reason, stack] = error instanceof Error ? [error.message, error.stack] : [String(error), undefined];
+  post({ kind: "fault", reason, stack });
 }
 
-/** Returns why it ended; undefined when it was told to. */
-function run(): string | undefined {
+/** Returns when it was told to, or the interface is gone; throws what nobody expected. */
+function run(): void {
   const c = libc();
   const control = new Int32Array(start.control);
   const commands = new Ring(start.commands);
   const stats = new Stats(start.stats);
+  stats.takeOver();
   const { words } = stats;
   const { limits } = start;
   // performance.now() counts from the start of this thread; main's clock is the device's.
@@ -83,9 +85,17 @@ function run(): string | undefined {
   });
   const gate = new HandshakeGate(arena.bytes, stats, rings.datagrams, start.mac1Key);
   const filter = new PacketFilter(arena.view);
+  const capture = new Capture(arena, reporter, clock);
+  let captureBuffer = start.capture;
+  const captureRing = (): Ring | undefined => {
+    // Main posts the ring before it writes the command.
+    for (let said = receiveMessageOnPort(port); said; said = receiveMessageOnPort(port)) captureBuffer = said.message;
+    return captureBuffer && new Ring(captureBuffer);
+  };
   const shared = {
     arena,
     filter,
+    capture,
     gate,
     aead,
     peers,
@@ -105,7 +115,7 @@ function run(): string | undefined {
     if (applier.apply(COMMANDS_PER_TURN)) more = true;
   };
   const receiver = new Receiver({ ...shared, coalescer, transmitter, applyCommands });
-  const applier = new CommandApplier(commands, { ...shared, transmitter, receiver });
+  const applier = new CommandApplier(commands, { ...shared, transmitter, receiver, captureRing });
   const buffers = new UdpBuffers(arena, start.gro);
   const v4 = new UdpReceiver(arena, stats, buffers, start.v4Fd, start.port);
   const v6 = new UdpReceiver(arena, stats, buffers, start.v6Fd, start.port);
@@ -123,51 +133,54 @@ function run(): string | undefined {
 
   post({ kind: "ready", features: [aead.name] });
   let more = false;
-  while (Atomics.load(control, ControlWord.stop) === 0) {
-    const { blockedFamily } = queue;
-    arena.view.setUint16(TUN + 4, blockedFamily === 0 ? POLLIN : 0, true);
-    arena.view.setUint16(V4 + 4, blockedFamily === 4 ? POLLIN | POLLOUT : POLLIN, true);
-    arena.view.setUint16(V6 + 4, blockedFamily === 6 ? POLLIN | POLLOUT : POLLIN, true);
-    // Stop is set before the event descriptor is written, sleep is announced before both are looked at.
-    const idle = !more && commands.sleepUnlessFilled();
-    const polledReady = c.poll(arena.base + pollfds, polled.length, idle ? waitFor(timers.nextAt - clock()) : 0);
-    commands.wakeUp();
-    if (polledReady < 0) {
-      if (c.errno() === Errno.EINTR) continue;
-      return `poll fails with errno ${c.errno()}`;
-    }
-    words[Counter["wake-ups"]]!++;
-    if ((ready(TUN) & (POLLERR | POLLNVAL)) !== 0) return "the interface was deleted";
-    const now = clock();
-    transmitter.now = receiver.now = queue.now = applier.now = filter.now = now;
-    if (ready(pollfds) !== 0) c.read(start.eventFd, arena.base + eventBuffer, 8);
+  try {
+    while (Atomics.load(control, ControlWord.stop) === 0) {
+      const { blockedFamily } = queue;
+      arena.view.setUint16(TUN + 4, blockedFamily === 0 ? POLLIN : 0, true);
+      arena.view.setUint16(V4 + 4, blockedFamily === 4 ? POLLIN | POLLOUT : POLLIN, true);
+      arena.view.setUint16(V6 + 4, blockedFamily === 6 ? POLLIN | POLLOUT : POLLIN, true);
+      // Stop is set before the event descriptor is written, sleep is announced before both are looked at.
+      const idle = !more && commands.sleepUnlessFilled();
+      const polledReady = c.poll(arena.base + pollfds, polled.length, idle ? waitFor(timers.nextAt - clock()) : 0);
+      commands.wakeUp();
+      if (polledReady < 0) {
+        if (c.errno() === Errno.EINTR) continue;
+        throw new Error(`poll fails with errno ${c.errno()}`);
+      }
+      words[Counter["wake-ups"]]!++;
+      if ((ready(TUN) & (POLLERR | POLLNVAL)) !== 0) return post({ kind: "interface-gone" });
+      const now = clock();
+      transmitter.now = receiver.now = queue.now = applier.now = filter.now = now;
+      if (ready(pollfds) !== 0) c.read(start.eventFd, arena.base + eventBuffer, 8);
 
-    more = applier.apply(COMMANDS_PER_TURN);
-    let tunLive = (ready(TUN) & POLLIN) !== 0 || blockedFamily !== 0 || transmitter.hasWaiting;
-    let v4Live = (ready(V4) & ~POLLOUT) !== 0;
-    let v6Live = (ready(V6) & ~POLLOUT) !== 0;
-    // A source that was ready is asked in every round: what it gets while the others are served must not wait for poll.
-    for (let round = 0; round < ROUNDS_PER_TURN; round++) {
-      const sent = tunLive && transmitter.turn();
-      const received4 = v4Live && receiver.turn(v4);
-      const received6 = v6Live && receiver.turn(v6);
-      if (!sent && !received4 && !received6) break;
-      if (tun.gone) return "the interface was deleted";
-      if (sent) v4Live = v6Live = true;
-      if (received4 || received6) tunLive = true;
-      if (start.v6Fd < 0) v6Live = false;
+      more = applier.apply(COMMANDS_PER_TURN);
+      let tunLive = (ready(TUN) & POLLIN) !== 0 || blockedFamily !== 0 || transmitter.hasWaiting;
+      let v4Live = (ready(V4) & ~POLLOUT) !== 0;
+      let v6Live = (ready(V6) & ~POLLOUT) !== 0;
+      // A source that was ready is asked in every round: what it gets while the others are served must not wait for poll.
+      for (let round = 0; round < ROUNDS_PER_TURN; round++) {
+        const sent = tunLive && transmitter.turn();
+        const received4 = v4Live && receiver.turn(v4);
+        const received6 = v6Live && receiver.turn(v6);
+        if (!sent && !received4 && !received6) break;
+        if (tun.gone) return post({ kind: "interface-gone" });
+        if (sent) v4Live = v6Live = true;
+        if (received4 || received6) tunLive = true;
+        if (start.v6Fd < 0) v6Live = false;
+      }
+      if (timers.nextAt <= now) timers.run(now);
+      // What was staged while the socket was full: nobody else says that it has room again when it has it before the poll.
+      if (queue.flush() && transmitter.hasWaiting) more = true;
+      words[Counter.sessions] = sessions.size;
+      words[Counter["filter-connections"]] = filter.connections;
+      reporter.flush();
     }
-    if (timers.nextAt <= now) timers.run(now);
-    // What was staged while the socket was full: nobody else says that it has room again when it has it before the poll.
-    if (queue.flush() && transmitter.hasWaiting) more = true;
-    words[Counter.sessions] = sessions.size;
-    words[Counter["filter-connections"]] = filter.connections;
-    reporter.flush();
+  } finally {
+    // However it ends: keys are wiped, and what OpenSSL holds for them is given back.
+    sessions.close();
+    gate.close();
+    aead.close();
   }
-  sessions.close();
-  gate.close();
-  aead.close();
-  return undefined;
 }
 
 /** Whole milliseconds for poll, rounded up so that it does not return too early; -1 for ever. */
