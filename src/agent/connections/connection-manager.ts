@@ -355,6 +355,8 @@ export class ConnectionManager {
         this.#request(connection.key, "background", { cause: member.decision.why, initiate: true });
     } else if (connection.awake) {
       this.#sleeper.watch(connection.key);
+    } else if (!this.#groupMates(connection.key).some((mate) => mate.awake)) {
+      this.#wakes.withdraw(connection.key);
     }
   }
 

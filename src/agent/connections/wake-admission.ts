@@ -138,9 +138,9 @@ export class WakeAdmission {
     this.#queue.request(key, priority);
   }
 
-  /** A wake of this peer was requested and its turn has not come. */
-  isWaiting(key: PublicKey): boolean {
-    return this.#orders.has(key);
+  /** The peer need not be awake after all; whoever waits for it has it woken nevertheless. */
+  withdraw(key: PublicKey): void {
+    if (this.#queue.withdraw(key)) this.#orders.delete(key);
   }
 
   /** The peer's negotiation is over. */

@@ -82,6 +82,15 @@ export class WakeQueue<Key> {
       this.#turnAway(key, "refused");
   }
 
+  /** Nobody waits for `key`, and it need not be awake after all: unless its turn has come, it is forgotten. True then. */
+  withdraw(key: Key): boolean {
+    const isWithdrawn = [this.#waiting.get("router")!, this.#waiting.get("background")!].some((keys) =>
+      keys.delete(key),
+    );
+    this.#arm();
+    return isWithdrawn;
+  }
+
   /** The negotiation of `key` is over, or it is not wanted any more. */
   release(key: Key): void {
     for (const keys of this.#waiting.values()) keys.delete(key);
