@@ -13,6 +13,7 @@ import { assertSupportedDevice, Engine, interfaceAddresses } from "./engine/engi
 import { parseInfrastructure } from "./engine/infrastructure.ts";
 import { parseOwnConfig } from "./engine/network-map.ts";
 import { AgentError } from "./errors.ts";
+import { Rehearsal } from "./rehearsal.ts";
 import { createDevice } from "./routing/device-linux.ts";
 import { TunnelInterface } from "./routing/interface-linux.ts";
 import { retryTogether, ServiceRecorder } from "./service-recorder.ts";
@@ -129,6 +130,7 @@ export async function openSession(
   device.events.on("gone", ({ reason }) => end({ needsLogin: false, reason: `the interface is gone: ${reason}` }));
   const stop = new AbortController();
   let syncing: Promise<void> | undefined;
+  let rehearsal: Rehearsal | undefined;
   const owned = undo.move();
 
   return {
@@ -186,9 +188,11 @@ export async function openSession(
         timeout?.cancel();
         abort.removeEventListener("abort", onAbort);
       }
+      rehearsal = new Rehearsal(clock);
     },
     async close() {
       stop.abort();
+      rehearsal?.close();
       await syncing;
       await engine.connections.farewell();
       await owned.disposeAsync();
