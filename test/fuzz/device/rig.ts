@@ -1,0 +1,289 @@
+import { createCipheriv, createDecipheriv } from "node:crypto";
+import { type IpAddress, parseIp } from "#base/ip.ts";
+import { openAead } from "#wireguard/worker/aead.ts";
+import { CommandApplier } from "#wireguard/worker/apply-commands.ts";
+import { Arena } from "#wireguard/worker/arena.ts";
+import { Capture } from "#wireguard/worker/capture.ts";
+import { Coalescer } from "#wireguard/worker/coalesce.ts";
+import { type CommandRecord, CommandSender, sessionRecord } from "#wireguard/worker/commands.ts";
+import { PacketFilter } from "#wireguard/worker/filter.ts";
+import { HandshakeGate } from "#wireguard/worker/handshake-gate.ts";
+import { PROTOCOL_LIMITS, type SessionLimits } from "#wireguard/worker/limits.ts";
+import { Peers } from "#wireguard/worker/peers.ts";
+import { Receiver } from "#wireguard/worker/receive.ts";
+import { ADD_ASLEEP, Command, RecordField, Report } from "#wireguard/worker/records.ts";
+import { Reporter } from "#wireguard/worker/reporter.ts";
+import { Ring } from "#wireguard/worker/ring.ts";
+import { Routes } from "#wireguard/worker/routes.ts";
+import { SendQueue } from "#wireguard/worker/send-queue.ts";
+import { Sessions } from "#wireguard/worker/sessions.ts";
+import { Staging } from "#wireguard/worker/staging.ts";
+import { DEVICE_COUNTERS, type DeviceCounter, Stats } from "#wireguard/worker/stats.ts";
+import { Timers } from "#wireguard/worker/timers.ts";
+import { Transmitter } from "#wireguard/worker/transmit.ts";
+import { TunWriter } from "#wireguard/worker/tun-writer.ts";
+import { UdpBuffers, UdpReceiver } from "#wireguard/worker/udp-receive.ts";
+import { FakeKernel, Fd } from "./fake-kernel.ts";
+import type { MemoryGuard } from "./memory-guard.ts";
+
+const TAG_BYTES = 16;
+const HEADER_BYTES = 16;
+const ARENA_BYTES = 2 << 20;
+
+export interface RigOptions {
+  readonly virtioHeader?: boolean;
+  readonly gso?: boolean;
+  readonly gro?: boolean;
+  readonly mtu?: number;
+  readonly limits?: Partial<SessionLimits>;
+  readonly mac1Key?: Int32Array;
+  readonly peerCapacity?: number;
+}
+
+/** What a session's keys and indices are made of, for both ends. */
+export interface TestSession {
+  readonly localIndex: number;
+  readonly remoteIndex: number;
+  /** Towards the peer, and from it. */
+  readonly sendKey: Uint8Array<ArrayBuffer>;
+  readonly receiveKey: Uint8Array<ArrayBuffer>;
+}
+
+/**
+ * The data worker in the test's own thread (worker.ts puts the same parts together): real tables, real OpenSSL, real rings, a
+ * fake kernel, and time that the test moves. `main` holds the other ends of the rings.
+ */
+export class Rig {
+  readonly kernel: FakeKernel;
+  readonly stats: Stats;
+  readonly sessions: Sessions;
+  readonly peers: Peers;
+  readonly routes: Routes;
+  readonly staging: Staging;
+  readonly transmitter: Transmitter;
+  readonly receiver: Receiver;
+  readonly queue: SendQueue;
+  readonly timers: Timers;
+  readonly filter: PacketFilter;
+  readonly gate: HandshakeGate;
+  readonly commandRing: Ring;
+  readonly commands: CommandSender;
+  readonly applier: CommandApplier;
+  readonly tun: TunWriter;
+  readonly main: { readonly events: Ring; readonly datagrams: Ring; readonly relay: Ring };
+  readonly #v4: UdpReceiver;
+  readonly #v6: UdpReceiver;
+  readonly #aead: { close(): void };
+  now = 1000;
+
+  constructor(guard: MemoryGuard, options: RigOptions = {}) {
+    this.kernel = new FakeKernel(guard);
+    const limits = { ...PROTOCOL_LIMITS, ...options.limits };
+    const gro = options.gro ?? true;
+    const arena = new Arena(ARENA_BYTES + UdpBuffers.arenaBytes(gro));
+    const stats = Stats.create(options.peerCapacity ?? 64);
+    const ring = (bytes: number): [Ring, Ring] => {
+      const made = Ring.create(bytes);
+      return [made, new Ring(made.buffer)];
+    };
+    const [events, mainEvents] = ring(1 << 18);
+    const [datagrams, mainDatagrams] = ring(1 << 18);
+    const [relay, mainRelay] = ring(1 << 22);
+    const [mainCommands, workerCommands] = ring(1 << 20);
+    this.main = { events: mainEvents, datagrams: mainDatagrams, relay: mainRelay };
+    const reporter = new Reporter({ events, datagrams, relay }, stats, arena.bytes, () => {});
+    const aead = openAead(arena);
+    const sessions = new Sessions((session) => reporter.sessionEnded(session.peer.slot, session.localIndex));
+    const queue = new SendQueue(arena, stats, reporter, { v4Fd: Fd.v4, v6Fd: Fd.v6, gso: options.gso ?? true });
+    const tun = new TunWriter(arena, stats, Fd.tun, options.virtioHeader ?? true);
+    const timers: Timers = new Timers(limits, {
+      sendKeepalive: (peer) => this.applier.sendKeepalive(peer),
+      noAnswer: (peer) => reporter.needHandshake(peer, "no-answer", this.now),
+      silent: (peer) => reporter.silent(peer),
+      expireSessions: (peer) => this.applier.expire(peer, limits.rejectAfterTime),
+    });
+    const shared = {
+      arena,
+      aead,
+      stats,
+      reporter,
+      sessions,
+      queue,
+      tun,
+      timers,
+      limits,
+      peers: new Peers(stats.peerCapacity),
+      routes: new Routes(arena.view),
+      staging: new Staging(arena, stats),
+      gate: new HandshakeGate(arena.bytes, stats, datagrams, options.mac1Key),
+      filter: new PacketFilter(arena.view),
+      capture: new Capture(arena, reporter, () => this.now),
+      captureRing: () => undefined,
+    };
+    this.transmitter = new Transmitter(shared, { tunFd: Fd.tun, mtu: options.mtu ?? 1420 });
+    const coalescer = new Coalescer(arena, tun, true);
+    this.receiver = new Receiver({
+      ...shared,
+      coalescer,
+      transmitter: this.transmitter,
+      applyCommands: () => void this.applier.apply(1024),
+    });
+    this.applier = new CommandApplier(workerCommands, {
+      ...shared,
+      transmitter: this.transmitter,
+      receiver: this.receiver,
+    });
+    this.commands = new CommandSender(mainCommands, () => {});
+    this.commandRing = mainCommands;
+    const buffers = new UdpBuffers(arena, gro);
+    this.#v4 = new UdpReceiver(arena, stats, buffers, Fd.v4, 51_820);
+    this.#v6 = new UdpReceiver(arena, stats, buffers, Fd.v6, 51_820);
+    this.stats = stats;
+    this.sessions = sessions;
+    this.queue = queue;
+    this.timers = timers;
+    this.tun = tun;
+    this.#aead = aead;
+    ({ peers: this.peers, routes: this.routes, staging: this.staging, gate: this.gate, filter: this.filter } = shared);
+    this.setNow(this.now);
+  }
+
+  setNow(now: number): void {
+    this.now = now;
+    this.transmitter.now = this.receiver.now = this.queue.now = this.applier.now = this.filter.now = now;
+  }
+
+  /** Gives commands and has them applied. */
+  command(...records: readonly CommandRecord[]): void {
+    for (const record of records) this.commands.send(record);
+    while (this.applier.apply(1024));
+  }
+
+  /** A peer with one address of each family, a path over UDP and a session of which `initiator` says who began it. */
+  addPeer(
+    slot: number,
+    options: { readonly asleep?: boolean; readonly path?: "v4" | "v6" | "relay" | "none" } = {},
+  ): void {
+    const asleep = options.asleep ?? false;
+    this.command(
+      { opcode: Command.addPeer, slot, argument: asleep ? ADD_ASLEEP : 0 },
+      { opcode: Command.addPrefix, slot, address: innerAddress(slot, 4), argument: 32 },
+      { opcode: Command.addPrefix, slot, address: innerAddress(slot, 6), argument: 128 },
+    );
+    const path = options.path ?? "v4";
+    if (path === "none" || asleep) return;
+    this.command(
+      path === "relay"
+        ? { opcode: Command.setPath, slot, family: 255 }
+        : {
+            opcode: Command.setPath,
+            slot,
+            address: parseIp(path === "v4" ? "192.0.2.1" : "2001:db8::1"),
+            port: 51_820,
+          },
+    );
+  }
+
+  /** Installs a session of which both ends' keys are known. */
+  install(
+    slot: number,
+    session: TestSession,
+    role: "initiator" | "responder" = "initiator",
+    createdAt = this.now,
+  ): void {
+    this.command(sessionRecord(slot, { role, createdAt, ...session }));
+  }
+
+  /** Has the worker take what a socket has, as the loop does. */
+  receive(): void {
+    while (this.kernel.udpIn.length > 0) {
+      const before = this.kernel.udpIn.length;
+      this.receiver.turn(this.#v4);
+      if (this.kernel.udpIn.length === before) break;
+    }
+  }
+
+  /** The same for the socket of the other family. */
+  receiveV6(): void {
+    while (this.receiver.turn(this.#v6));
+  }
+
+  /** Has the worker send what the TUN has, as the loop does. */
+  transmit(): void {
+    while (this.transmitter.turn());
+    this.queue.flush();
+  }
+
+  counter(name: DeviceCounter): number {
+    return this.stats.words[DEVICE_COUNTERS.indexOf(name)]!;
+  }
+
+  counters(): Map<DeviceCounter, number> {
+    return this.stats.device();
+  }
+
+  /** Counts the records that wait for main, by kind, and takes them. */
+  drain(ring: Ring): { opcode: number; slot: number; payload: Uint8Array }[] {
+    const records: { opcode: number; slot: number; payload: Uint8Array }[] = [];
+    for (let at = ring.next(); at >= 0; at = ring.next()) {
+      const payload = at + RecordField.payload;
+      records.push({
+        opcode: ring.bytes[at + RecordField.opcode]!,
+        slot: ring.view.getUint32(at + RecordField.slot, true),
+        payload: ring.bytes.slice(payload, payload + ring.view.getUint32(at + RecordField.payloadBytes, true)),
+      });
+      ring.release();
+    }
+    return records;
+  }
+
+  /** Datagrams that went to the peer, over the sockets and over the relay, and are taken here. */
+  takeSent(): Uint8Array[] {
+    const relayed = this.drain(this.main.relay).filter(({ opcode }) => opcode === Report.relayOut);
+    return [...this.kernel.sent.splice(0).map(({ bytes }) => bytes), ...relayed.map(({ payload }) => payload)];
+  }
+
+  close(): void {
+    this.sessions.close();
+    this.gate.close();
+    this.#aead.close();
+  }
+}
+
+/** The inner address of a slot's peer. */
+export function innerAddress(slot: number, family: 4 | 6): IpAddress {
+  return parseIp(family === 4 ? `10.77.${slot >> 8}.${slot & 255}` : `fd77::${slot.toString(16)}`);
+}
+
+/** A transport message (type 4) from the peer. */
+export function sealed(session: TestSession, counter: bigint, inner: Uint8Array): Uint8Array<ArrayBuffer> {
+  const message = new Uint8Array(HEADER_BYTES + inner.length + TAG_BYTES);
+  const header = new DataView(message.buffer);
+  header.setUint32(0, 4, true);
+  header.setUint32(4, session.localIndex, true);
+  header.setBigUint64(8, counter, true);
+  const cipher = createCipheriv("chacha20-poly1305", session.receiveKey, nonce(counter), { authTagLength: TAG_BYTES });
+  message.set(cipher.update(inner), HEADER_BYTES);
+  cipher.final();
+  message.set(cipher.getAuthTag(), HEADER_BYTES + inner.length);
+  return message;
+}
+
+/** What a transport message to the peer holds. Throws when it is not authentic. */
+export function opened(session: TestSession, message: Uint8Array): { counter: bigint; inner: Uint8Array } {
+  const header = new DataView(message.buffer, message.byteOffset, message.length);
+  if (header.getUint32(0, true) !== 4 || header.getUint32(4, true) !== session.remoteIndex)
+    throw new Error("no transport message of this session");
+  const counter = header.getBigUint64(8, true);
+  const decipher = createDecipheriv("chacha20-poly1305", session.sendKey, nonce(counter), { authTagLength: TAG_BYTES });
+  decipher.setAuthTag(message.subarray(message.length - TAG_BYTES));
+  const inner = decipher.update(message.subarray(HEADER_BYTES, message.length - TAG_BYTES));
+  decipher.final();
+  return { counter, inner: new Uint8Array(inner) };
+}
+
+function nonce(counter: bigint): Uint8Array {
+  const bytes = new Uint8Array(12);
+  new DataView(bytes.buffer).setBigUint64(4, counter, true);
+  return bytes;
+}
