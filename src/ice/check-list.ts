@@ -35,6 +35,8 @@ import {
   MAX_REMOTE_SIGNALLED,
   NEW_PAIR_BURST,
   NEW_PAIR_PACING,
+  PROBE_MIN_GAP,
+  PROBE_PAIRS_MAX,
   RELAY_ACCEPTANCE,
   RENOMINATION_WINDOW,
   STOCK_NAT_ACCEPTANCE,
@@ -46,6 +48,8 @@ export interface CheckListOptions {
   readonly role: "controlling" | "controlled";
   /** The remote is a stock agent: one nomination, and no use of a pair before it is nominated. */
   readonly stock: boolean;
+  /** Begins as a search that failed: nothing is checked but by `probe` and in answer to the remote's own checks. */
+  readonly quiet?: boolean;
   readonly createTransactionId: () => TransactionId;
 }
 
@@ -74,8 +78,8 @@ type ListState =
  *
  *   checking --valid and chosen--> selected --no answer--> lost (final: the owner restarts with new credentials)
  *      |  ^                         |    ^
- *      v  | new pair                '----' a clearly better pair, or another one when this one died
- *     failed
+ *      v  | new pair, answer        '----' a clearly better pair, or another one when this one died
+ *     failed (begins here when quiet)
  *
  * RFC 8445 with these choices: one component, no freezing (there is one foundation per remote endpoint), no role switch. A
  * controlling agent uses a pair from its first answer on and nominates it with the next check; towards Perch the
@@ -94,9 +98,13 @@ export class CheckList {
   #paceAt = Number.NEGATIVE_INFINITY;
   #nominations = 0;
   #effects: CheckEffect[] = [];
+  /** Until the remote is heard, its candidates alone begin no search. */
+  #quiet: boolean;
 
   constructor(options: CheckListOptions, now: Millis) {
     this.#options = options;
+    this.#quiet = options.quiet ?? false;
+    if (this.#quiet) this.#state = { kind: "failed" };
     this.#startedAt = now;
     this.#failAt = now + CHECK_GIVE_UP;
   }
@@ -130,8 +138,11 @@ export class CheckList {
   noteRequest(check: InboundCheck, now: Millis): CheckEffect[] {
     if (this.#state.kind === "lost") return [];
     let pair = this.#pairs.get(pairKey(check.from));
+    // A probe of the remote, whose search failed like ours, is worth one check: the answer to that resumes the search.
+    const isProbe = this.#state.kind === "failed" && pair !== undefined;
     if (!pair) {
       if (this.#countRemotes(true) >= MAX_REMOTE_REFLEXIVE) return [];
+      this.#quiet = false;
       pair = createPair(remoteReflexive(check.from, check.priority, check.senderCid));
       this.#addPair(pair, now);
     }
@@ -139,8 +150,8 @@ export class CheckList {
     if (check.useCandidate && this.#options.role === "controlled") pair.nomination = ++this.#nominations;
     if (isValid(pair)) this.#chooseAsControlled(pair, now);
     else if (now - pair.lastSentAt >= TRIGGERED_MIN_GAP) {
-      this.#revive(now);
-      this.#startChecks(pair, now);
+      if (isProbe) this.#sendCheck(pair, false, now);
+      else this.#startChecks(pair, now);
     }
     return this.advance(now);
   }
@@ -171,6 +182,7 @@ export class CheckList {
     if (this.#state.kind === "selected" && this.#state.selection.pair === valid) {
       this.#noteConsent(this.#state.selection, check, now);
     } else {
+      this.#quiet = false;
       this.#revive(now);
       if (this.#options.role === "controlling") this.#chooseAsControlling(now);
       else this.#chooseAsControlled(valid, now);
@@ -198,6 +210,26 @@ export class CheckList {
       }
     }
     this.#suspect(selection, now);
+    return this.advance(now);
+  }
+
+  /**
+   * The search has failed, but something suggests that a way may be there again: one check on each of a few pairs, those
+   * that ever worked first, then those checked longest ago. `heardFrom` is a place the remote sends from. An answer
+   * resumes the search.
+   */
+  probe(now: Millis, heardFrom?: Endpoint): CheckEffect[] {
+    if (this.#state.kind !== "failed") return this.advance(now);
+    if (heardFrom && !this.#pairs.has(pairKey(heardFrom)) && this.#countRemotes(true) < MAX_REMOTE_REFLEXIVE) {
+      const pair = createPair(remoteReflexive(heardFrom, candidatePriority("prflx"), undefined));
+      pair.state = { kind: "failed" };
+      this.#pairs.set(pair.key, pair);
+    }
+    const hasWorked = (pair: Pair): number => (pair.answered + pair.received > 0 ? 1 : 0);
+    const worthOne = [...this.#pairs.values()]
+      .filter((pair) => this.#baseOf(pair.remote) !== undefined && now - pair.lastSentAt >= PROBE_MIN_GAP)
+      .sort((a, b) => hasWorked(b) - hasWorked(a) || a.lastSentAt - b.lastSentAt);
+    for (const pair of worthOne.slice(0, PROBE_PAIRS_MAX)) this.#sendCheck(pair, false, now);
     return this.advance(now);
   }
 
@@ -273,7 +305,7 @@ export class CheckList {
 
   /** A failed agent starts again when something new turns up. */
   #revive(now: Millis): void {
-    if (this.#state.kind !== "failed") return;
+    if (this.#state.kind !== "failed" || this.#quiet) return;
     this.#state = { kind: "checking" };
     this.#failAt = now + CHECK_GIVE_UP;
   }

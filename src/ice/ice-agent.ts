@@ -138,9 +138,13 @@ export class IceAgent {
   /**
    * From the remote's offer or answer. The same credentials again change nothing; others mean that the remote restarted:
    * all that was learned about it is forgotten and the search starts anew, without a `lost`. A `stock` remote gets one
-   * nomination, and no pair is used before it.
+   * nomination, and no pair is used before it. `quiet`: the search is as good as lost and not begun, see `probe`.
    */
-  setRemoteCredentials(credentials: IceCredentials, stock = this.#options.stock ?? false): void {
+  setRemoteCredentials(
+    credentials: IceCredentials,
+    stock: boolean = this.#options.stock ?? false,
+    quiet: boolean = false,
+  ): void {
     const current = this.#session?.credentials;
     if (this.#closed || (current?.ufrag === credentials.ufrag && current.pwd === credentials.pwd)) return;
     const now = this.#clock.now();
@@ -148,6 +152,7 @@ export class IceAgent {
       {
         role: this.#options.role,
         stock,
+        quiet,
         createTransactionId: () => this.#createTransactionId(),
       },
       now,
@@ -204,6 +209,16 @@ export class IceAgent {
     if (!this.#session || this.#closed) return;
     const isForbidden = heardFrom !== undefined && this.#options.isForbidden?.(heardFrom.address) === true;
     this.#run(this.#session.list.suspect(this.#clock.now(), isForbidden ? undefined : heardFrom));
+  }
+
+  /**
+   * After `failed`: a few checks, for a way that may be there again; an answer resumes the search, silence changes nothing.
+   * The remote may have been heard from `heardFrom`. In other states nothing happens.
+   */
+  probe(heardFrom?: Endpoint): void {
+    if (!this.#session || this.#closed) return;
+    const isForbidden = heardFrom !== undefined && this.#options.isForbidden?.(heardFrom.address) === true;
+    this.#run(this.#session.list.probe(this.#clock.now(), isForbidden ? undefined : heardFrom));
   }
 
   pairs(): PairSnapshot[] {

@@ -17,6 +17,8 @@ export interface MappedAddressEvents {
   changed: { readonly server: Endpoint; readonly mapped: Endpoint; readonly previous: Endpoint | undefined };
   /** A server answered, whatever it had answered before. */
   answered: { readonly server: Endpoint; readonly mapped: Endpoint };
+  /** A server did not answer a query. */
+  silent: { readonly server: Endpoint };
 }
 
 /** What is known of one server. */
@@ -47,6 +49,7 @@ interface Query {
   readonly startedAt: Millis;
   readonly answer: Promise<Endpoint | undefined>;
   readonly settle: (mapped: Endpoint | undefined) => void;
+  readonly schedule: readonly Millis[];
   sent: number;
   timer: Timer | undefined;
 }
@@ -91,8 +94,8 @@ export class MappedAddressCache {
     return this.refresh(server);
   }
 
-  /** Asks the server even when an answer is known; joins a query under way. */
-  refresh(server: Endpoint): Promise<Endpoint | undefined> {
+  /** Asks the server even when an answer is known; joins a query under way, else sends by `schedule`. */
+  refresh(server: Endpoint, schedule: readonly Millis[] = QUERY_SCHEDULE): Promise<Endpoint | undefined> {
     if (this.#closed) return Promise.resolve(undefined);
     const key = formatEndpoint(server);
     const pending = this.#byServer.get(key);
@@ -104,6 +107,7 @@ export class MappedAddressCache {
       startedAt: this.#clock.now(),
       answer,
       settle: resolve,
+      schedule,
       sent: 0,
       timer: undefined,
     };
@@ -157,11 +161,11 @@ export class MappedAddressCache {
   }
 
   #transmit(query: Query): void {
-    const next = QUERY_SCHEDULE[query.sent + 1] ?? QUERY_TIMEOUT;
+    const next = query.schedule[query.sent + 1] ?? QUERY_TIMEOUT;
     query.sent++;
     const delay = Math.max(0, query.startedAt + next - this.#clock.now());
     query.timer = this.#clock.after(delay, () => {
-      if (query.sent >= QUERY_SCHEDULE.length) this.#noteSilence(query);
+      if (query.sent >= query.schedule.length) this.#noteSilence(query);
       else this.#transmit(query);
     });
     this.#send(encodeStun({ class: "request", transactionId: query.transactionId }), query.server);
@@ -180,6 +184,7 @@ export class MappedAddressCache {
     this.#silent.set(key, this.#clock.now());
     if (this.#silent.size > MAPPED_ADDRESS_SERVERS_MAX) this.#silent.delete(this.#silent.keys().next().value!);
     this.#finish(query, undefined);
+    this.events.emit("silent", { server: query.server });
   }
 
   #note({ server, sent, startedAt }: Query, mapped: Endpoint): void {

@@ -39,6 +39,10 @@ export const SUSPECT_GAP: Millis = 200;
 /** From one suspicion to the next from outside: a flow in one direction, which nothing answers, would check without end. */
 export const SUSPECT_REST: Millis = 1_000;
 
+/** Once a search has failed: the most pairs that one probe checks, and the least time between two checks of a pair. */
+export const PROBE_PAIRS_MAX = 6;
+export const PROBE_MIN_GAP: Millis = 500;
+
 /** Most remote candidates an agent keeps, signalled and peer-reflexive ones. */
 export const MAX_REMOTE_SIGNALLED = 48;
 export const MAX_REMOTE_REFLEXIVE = 16;

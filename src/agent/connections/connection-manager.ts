@@ -245,6 +245,11 @@ export class ConnectionManager {
     for (const connection of [...this.#awake]) connection.post({ kind: "network-changed" });
   }
 
+  /** Something of our side is better than when searches for direct ways failed. */
+  searchAgain(reason: string): void {
+    for (const connection of [...this.#awake]) connection.post({ kind: "search-again", reason });
+  }
+
   /**
    * Tells every awake peer that this agent goes away, so that it sleeps instead of searching. Resolves when the messages
    * are out, after FAREWELL_PATIENCE at the latest; `close` comes next.

@@ -92,7 +92,11 @@ export class Engine {
     this.#hostRoutes.setRanges(overlayRanges(options.own), []);
     this.#localLazy = options.lazy;
     this.#firewall = new Firewall(deps, options.own);
-    this.direct = new DirectPaths(deps, { allowed: !options.forceRelay, overlay: overlayRanges(options.own) });
+    this.direct = new DirectPaths(deps, {
+      allowed: !options.forceRelay,
+      overlay: overlayRanges(options.own),
+      improved: (reason) => this.connections.searchAgain(reason),
+    });
     this.relays = new RelayPaths(deps.relay);
     this.connections = new ConnectionManager(
       {

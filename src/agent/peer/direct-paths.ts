@@ -3,7 +3,7 @@ import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
 import { prefixContains, sameEndpoint } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
-import type { Clock } from "#base/time.ts";
+import type { Clock, Millis } from "#base/time.ts";
 import type { Candidate } from "#ice/candidate.ts";
 import { StunDispatcher } from "#ice/dispatcher.ts";
 import { gatherHostCandidates, serverReflexiveCandidate } from "#ice/gather.ts";
@@ -20,6 +20,7 @@ import type { WireGuardDevice } from "#wireguard/device.ts";
 import { type DirectAttempt, DirectAttempts, outcomeOf } from "./direct-attempts.ts";
 import type { IceSession, IceSessionHandlers } from "./peer-connection.ts";
 import type { LocalSession } from "./peer-state.ts";
+import { networkOf, type SearchHold, SearchMemory } from "./search-memory.ts";
 
 export interface DirectPathsDeps {
   readonly clock: Clock;
@@ -34,7 +35,14 @@ export interface DirectPathsOptions {
   readonly allowed: boolean;
   /** Ranges of the overlay: neither offered, nor checked, nor heard. */
   readonly overlay: readonly Prefix[];
+  /** What failed here may work now, for the reason given: UDP passes again, or the world sees another address of ours. */
+  readonly improved?: (reason: string) => void;
 }
+
+/** Between two looks at our mapped addresses on behalf of probes, those of all peers together. */
+const PROBE_STUN_GAP: Millis = 2000;
+/** A server that was silent is sent a single request then. */
+const PROBE_SCHEDULE: readonly Millis[] = [0];
 
 /** What is known of UDP between this machine and the world; for diagnosis. */
 export interface NatView extends NatReport {
@@ -43,6 +51,12 @@ export interface NatView extends NatReport {
   readonly observations: readonly MappingObservation[];
   /** Local addresses that are offered to peers, with the port of the socket. */
   readonly addresses: readonly Endpoint[];
+}
+
+interface OpenSession {
+  readonly ufrag: string;
+  hosts: readonly Candidate[];
+  add(candidate: Candidate): void;
 }
 
 interface OpenAttempt {
@@ -69,7 +83,12 @@ export class DirectPaths {
   /** The open ICE agent of each awake peer, and what became of the one before. */
   readonly #open = new Map<PublicKey, OpenAttempt>();
   readonly #attempts = new DirectAttempts();
-  readonly #sessions = new Set<{ add(candidate: Candidate): void; hosts: readonly Candidate[]; ufrag: string }>();
+  readonly #sessions = new Set<OpenSession>();
+  readonly #memory: SearchMemory;
+  readonly #improved: (reason: string) => void;
+  /** No STUN server answered when they were asked last. */
+  #wasSilent = false;
+  #probedAt: Millis = Number.NEGATIVE_INFINITY;
 
   constructor(deps: DirectPathsDeps, options: DirectPathsOptions) {
     this.#deps = deps;
@@ -78,11 +97,23 @@ export class DirectPaths {
     const send = (datagram: Uint8Array, to: Endpoint, from?: Endpoint): void =>
       deps.device.sendDatagram(datagram, to, from);
     this.#cache = new MappedAddressCache({ clock: deps.clock, send });
+    this.#memory = new SearchMemory(deps);
+    this.#improved = options.improved ?? (() => {});
     this.#mapping = new MappingObserver({
       clock: deps.clock,
       isOwn: (mapped) => this.#hosts("").some(({ endpoint }) => sameEndpoint(endpoint, mapped)),
     });
-    this.#cache.events.on("answered", ({ server, mapped }) => this.#mapping.note(server, mapped, "server"));
+    this.#cache.events.on("answered", ({ server, mapped }) => {
+      this.#mapping.note(server, mapped, "server");
+      if (this.#wasSilent) this.#improve("UDP gets through again");
+    });
+    this.#cache.events.on("silent", () => {
+      this.#wasSilent = this.#udp() === "silent";
+    });
+    this.#cache.events.on("changed", ({ mapped, previous }) => {
+      // Another port alone is what many NATs give after a pause.
+      if (previous && previous.address !== mapped.address) this.#improve(`the world sees us at ${mapped.address}`);
+    });
     this.#dispatcher = new StunDispatcher({ clock: deps.clock, cache: this.#cache });
     this.#unsubscribe = deps.device.events.on("stun", ({ datagram, from, to }) => {
       if (!this.#isOverlay(from.address)) this.#dispatcher.receive(datagram, from, to);
@@ -129,6 +160,9 @@ export class DirectPaths {
   attemptOf(peer: PublicKey): DirectAttempt | undefined {
     const open = this.#open.get(peer);
     const attempt = open && describeAttempt(open);
+    // One that was put off says nothing; the last that was made does.
+    if (attempt?.pairs.every(({ sent, received }) => sent + received === 0))
+      return this.#attempts.find(peer) ?? attempt;
     return attempt && attempt.pairs.length > 0 ? attempt : (this.#attempts.find(peer) ?? attempt);
   }
 
@@ -137,6 +171,24 @@ export class DirectPaths {
     this.#cache.forget();
     this.#mapping.forget();
     this.setServers(this.#servers);
+  }
+
+  /**
+   * The machine has addresses more than before, and none that was in use less: they are offered to every remote that is
+   * searched for or found, and what failed may work with them. Paths in use stay.
+   */
+  addressesAdded(): void {
+    for (const session of this.#sessions) {
+      session.hosts = this.#hosts(session.ufrag);
+      for (const host of session.hosts) session.add(host);
+    }
+    if (this.allowed) for (const server of this.#servers) void this.#cache.refresh(server);
+    this.#improve("this machine has another address");
+  }
+
+  /** Searches for a way to the peer in that network (`remoteNetwork`) failed so often that the next one is put off. */
+  holdOf(peer: PublicKey, network: string): SearchHold | undefined {
+    return this.#memory.holdOf(peer, this.#network(), network);
   }
 
   freshSession(): LocalSession {
@@ -156,7 +208,10 @@ export class DirectPaths {
         isForbidden: (address) => this.#isOverlay(address),
       },
     );
-    agent.events.on("selected", ({ local: mine, remote, endpoint, rtt }) =>
+    /** Where the remote is; known with its half. */
+    let network = "";
+    agent.events.on("selected", ({ local: mine, remote, endpoint, rtt }) => {
+      this.#memory.noteFound(peer, this.#network(), network);
       handlers.selected({
         kind: "ice",
         endpoint,
@@ -164,14 +219,15 @@ export class DirectPaths {
         remoteKind: remote.type,
         local: mine.endpoint,
         rtt,
-      }),
-    );
+      });
+    });
     agent.events.on("lost", ({ reason }) => {
       this.#doubtMapping = true;
       handlers.lost(reason, false);
     });
     agent.events.on("failed", ({ reason }) => {
       this.#doubtMapping = true;
+      this.#memory.noteFailed(peer, this.#network(), network);
       handlers.lost(reason, true);
     });
     agent.events.on("mapped", ({ remote, mapped }) => this.#mapping.note(remote, mapped, "peer"));
@@ -186,17 +242,23 @@ export class DirectPaths {
       agent.addLocalCandidate(candidate);
       handlers.candidate(candidate);
     };
-    const hosts = this.#hosts(ufrag);
-    const session = { add, hosts, ufrag };
+    const session: OpenSession = { add, hosts: this.#hosts(ufrag), ufrag };
     this.#sessions.add(session);
-    for (const host of hosts) add(host);
+    for (const host of session.hosts) add(host);
     this.#addReflexive(session);
     this.#dispatcher.register(agent);
     log.trace("ice agent opened", { peer: peer.slice(0, 8), candidates: told.size });
     return {
-      check: ({ ufrag, password }, stock) => agent.setRemoteCredentials({ ufrag, pwd: password }, stock),
+      check: ({ ufrag, password }, stock, where, quiet) => {
+        network = where;
+        agent.setRemoteCredentials({ ufrag, pwd: password }, stock, quiet);
+      },
       addRemoteCandidate: (candidate) => agent.addRemoteCandidate(candidate),
       suspect: (heardFrom) => agent.suspect(heardFrom),
+      probe: (heardFrom) => {
+        agent.probe(heardFrom);
+        this.#probeMapping(session);
+      },
       close: () => {
         this.#sessions.delete(session);
         this.#dispatcher.unregister(agent);
@@ -212,19 +274,50 @@ export class DirectPaths {
     this.#sessions.clear();
     this.#open.clear();
     this.#attempts.clear();
+    this.#memory.clear();
+  }
+
+  #improve(reason: string): void {
+    this.#wasSilent = false;
+    this.#improved(reason);
+  }
+
+  /** Along with a probe: does UDP get through, and is our mapping the one that the remote knows? */
+  #probeMapping(session: OpenSession): void {
+    const now = this.#deps.clock.now();
+    if (now - this.#probedAt < PROBE_STUN_GAP) return;
+    this.#probedAt = now;
+    this.#offerReflexive(session, (server) => {
+      const isSilent = this.#cache.report(server).silentAt !== undefined;
+      return isSilent ? this.#cache.refresh(server, PROBE_SCHEDULE) : this.#cache.query(server);
+    });
+  }
+
+  /** What tells the network we are in from others, for the memory of searches; made of what is known already. */
+  #network(): string {
+    const addresses = this.#hosts("").map(({ endpoint }) => endpoint.address);
+    for (const server of this.#servers) {
+      const mapped = this.#cache.lastKnown(server);
+      if (mapped) addresses.push(mapped.address);
+    }
+    return [...new Set(addresses.map(networkOf))].sort().concat(this.#udp()).join();
   }
 
   /** The last known mapping is offered at once, even an old one: it is mostly still right. A fresh answer corrects it. */
-  #addReflexive(session: { add(candidate: Candidate): void; hosts: readonly Candidate[]; ufrag: string }): void {
+  #addReflexive(session: OpenSession): void {
     const doubtful = this.#doubtMapping;
     this.#doubtMapping = false;
+    this.#offerReflexive(session, (server) => (doubtful ? this.#cache.refresh(server) : this.#cache.query(server)));
+  }
+
+  #offerReflexive(session: OpenSession, ask: (server: Endpoint) => Promise<Endpoint | undefined>): void {
     for (const server of this.#servers) {
       const offer = (mapped: Endpoint | undefined): void => {
         const candidate = mapped && serverReflexiveCandidate(mapped, session.hosts, session.ufrag);
         if (candidate && this.#sessions.has(session)) session.add(candidate);
       };
       offer(this.#cache.lastKnown(server));
-      void (doubtful ? this.#cache.refresh(server) : this.#cache.query(server)).then(offer);
+      void ask(server).then(offer);
     }
   }
 

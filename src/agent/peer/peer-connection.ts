@@ -29,14 +29,18 @@ import {
   type PeerEvent,
   step,
 } from "./peer-state.ts";
+import type { SearchHold } from "./search-memory.ts";
 import { Timeline } from "./timeline.ts";
 
 /** What an awake peer needs of the ICE side; made by `DirectPaths`. */
 export interface IceSession {
-  check(credentials: IceCredentials, stock: boolean): void;
+  /** Gives it the remote's half. `network`: where the remote is, for the memory; `quiet`: no checks before `probe`. */
+  check(credentials: IceCredentials, stock: boolean, network: string, quiet: boolean): void;
   addRemoteCandidate(candidate: Candidate): void;
   /** The direct way may be dead: probe now, and the place where the remote sends from instead. */
   suspect(heardFrom: Endpoint | undefined): void;
+  /** After a failed search: a few checks, and whether our own mapping is still the same. */
+  probe(heardFrom: Endpoint | undefined): void;
   close(): void;
 }
 
@@ -51,7 +55,7 @@ export interface IceSessionHandlers {
 export interface PeerDeps {
   readonly clock: Clock;
   readonly log: Logger;
-  readonly device: Pick<WireGuardDevice, "setPeer" | "setPath" | "initiate">;
+  readonly device: Pick<WireGuardDevice, "setPeer" | "setPath" | "initiate" | "peerStats">;
   readonly signal: {
     /** `failure`: the message did not reach the server. */
     send(to: PublicKey, body: Body): Promise<{ readonly delivered: boolean | undefined; readonly failure?: Error }>;
@@ -75,6 +79,8 @@ export interface PeerDeps {
     freshSession(): LocalSession;
     /** Told to the remote for its diagnosis. */
     readonly nat: NatReport;
+    /** Searches between the remote's network and ours failed so often that the next is put off. */
+    holdOf(peer: PublicKey, network: string): SearchHold | undefined;
     open(peer: PublicKey, controlling: boolean, local: LocalSession, handlers: IceSessionHandlers): IceSession;
   };
   readonly ownKey: PublicKey;
@@ -310,7 +316,7 @@ export class PeerConnection {
   }
 
   #context(): PeerContext {
-    const { clock, relay, ice } = this.#deps;
+    const { clock, relay, ice, device } = this.#deps;
     const now = clock.now();
     const known = this.#knownDirect;
     return {
@@ -319,6 +325,11 @@ export class PeerConnection {
       relayRtt: relay.rtt,
       iceAllowed: ice.allowed,
       knownDirect: known && known.until > now ? known.endpoint : undefined,
+      lastUserData: () => {
+        const stats = device.peerStats(this.key);
+        return Math.max(stats?.lastDataRx ?? 0, stats?.lastDataTx ?? 0);
+      },
+      holdOf: (network) => ice.holdOf(this.key, network),
       freshSession: () => ice.freshSession(),
     };
   }
@@ -351,7 +362,7 @@ export class PeerConnection {
       case "open-ice":
         return this.#openIce(effect.ice);
       case "check-ice":
-        return this.#ice?.check(effect.credentials, effect.stock);
+        return this.#ice?.check(effect.credentials, effect.stock, effect.network, effect.quiet);
       case "close-ice":
         this.#ice?.close();
         this.#ice = undefined;
@@ -360,6 +371,8 @@ export class PeerConnection {
         return;
       case "suspect-ice":
         return this.#ice?.suspect(effect.heardFrom);
+      case "probe-ice":
+        return this.#ice?.probe(effect.heardFrom);
       case "probe-servers":
         relay.probe();
         return this.#deps.signal.probe();

@@ -14,7 +14,7 @@ import {
   type RemoteSession,
   step,
 } from "./peer-state.ts";
-import { choosePath } from "./peer-transitions.ts";
+import { choosePath } from "./peer-steps.ts";
 
 /** A machine with its effects, driven by hand. */
 class Machine {
@@ -30,6 +30,8 @@ class Machine {
       relayRtt: undefined,
       iceAllowed: true,
       knownDirect: undefined,
+      lastUserData: () => 0,
+      holdOf: () => undefined,
       freshSession: () => ({ id: SessionId.create(), credentials: createCredentials() }),
       ...this.context,
     };

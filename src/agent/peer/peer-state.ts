@@ -3,10 +3,9 @@ import type { Endpoint } from "#base/ip.ts";
 import type { Millis } from "#base/time.ts";
 import type { IceCredentials, Offer, RelayAddress, SessionId } from "#signal/protocol/offer.ts";
 import type { DevicePath, PacketSource } from "#wireguard/device.ts";
+import { append, chain, unchanged } from "./peer-steps.ts";
 import {
   ANSWERER_PATIENCE,
-  append,
-  chain,
   changeRelay,
   hearElsewhere,
   hearNothing,
@@ -19,10 +18,10 @@ import {
   restart,
   sleep,
   tick,
-  unchanged,
   useDirect,
   wake,
 } from "./peer-transitions.ts";
+import type { SearchHold } from "./search-memory.ts";
 
 /**
  * Connection state of one remote peer, and the only place that decides what comes next.
@@ -62,6 +61,10 @@ export interface AwakeState {
   /** That agent has the remote's credentials and checks. */
   readonly iceChecking: boolean;
   readonly iceFailures: number;
+  /** A direct way carried packets since the wake, or since the network changed: it is worth looking for again. */
+  readonly hadDirect: boolean;
+  /** No direct way was found, or the search was put off; undefined while one is searched for or used. */
+  readonly rest: SearchRest | undefined;
   readonly direct: DirectPath | undefined;
   readonly relay: boolean;
   /** When a handshake last proved the peer; undefined = Connecting. */
@@ -73,6 +76,18 @@ export interface AwakeState {
   readonly deadlines: Deadlines;
 }
 
+/** While a direct way is not searched for: what was done since, and when the next search is due. */
+export interface SearchRest {
+  /** Probes for a way that may be there again; only while user traffic takes the relay. */
+  readonly probes: number;
+  /** Looks in a row that found no user traffic. */
+  readonly quietLooks: number;
+  /** User traffic later than this is new. */
+  readonly lookedAt: Millis;
+  /** A whole search, with new credentials and an OFFER, is due when there is user traffic after this. */
+  readonly searchAt: Millis;
+}
+
 interface Deadlines {
   /** Send a new handshake initiation when no session came up by then. */
   readonly initiate?: Millis | undefined;
@@ -80,6 +95,8 @@ interface Deadlines {
   readonly offer?: Millis | undefined;
   /** Without a fresh handshake by then the peer is no longer proven. */
   readonly prove?: Millis | undefined;
+  /** Without a direct way: see whether user traffic takes the relay. */
+  readonly look?: Millis | undefined;
 }
 
 /** Our half of a negotiation: one life of credentials (signal document, sections 2.2 and 2.4). */
@@ -112,6 +129,10 @@ export interface PeerContext {
   readonly iceAllowed: boolean;
   /** A direct endpoint that worked before and is worth one handshake message. */
   readonly knownDirect: Endpoint | undefined;
+  /** When user data last went or came, on the clock. */
+  readonly lastUserData: () => Millis;
+  /** Searches for a direct way to the remote in that network (`remoteNetwork`) failed so often that this one is put off. */
+  readonly holdOf: (network: string) => SearchHold | undefined;
   /** Fresh credentials; the one source of randomness. */
   readonly freshSession: () => LocalSession;
 }
@@ -131,6 +152,8 @@ export type PeerEvent =
   | { readonly kind: "silent" }
   | { readonly kind: "path-error"; readonly endpoint: Endpoint; readonly code: string }
   | { readonly kind: "network-changed" }
+  /** Something of our side is better than when searches failed: UDP passes again, another address. */
+  | { readonly kind: "search-again"; readonly reason: string }
   /** The remote went to sleep and we did not follow: it closed its ICE agent and gave its paths up. */
   | { readonly kind: "remote-idle" }
   /** Our connection to signal is there again: what the remote said meanwhile is lost. */
@@ -149,11 +172,19 @@ export type PeerEffect =
   | { readonly kind: "use-relay-server"; readonly relay: RelayAddress | undefined }
   /** A new ICE agent with the state's `local` half replaces the one before; it answers checks from the start. */
   | { readonly kind: "open-ice"; readonly ice: number }
-  /** The remote's half for the open agent. */
-  | { readonly kind: "check-ice"; readonly credentials: IceCredentials; readonly stock: boolean }
+  /** The remote's half for the open agent. `quiet`: it only answers checks, and probes when told. */
+  | {
+      readonly kind: "check-ice";
+      readonly credentials: IceCredentials;
+      readonly stock: boolean;
+      readonly network: string;
+      readonly quiet: boolean;
+    }
   | { readonly kind: "close-ice" }
   /** The direct way may be dead. `heardFrom`: the remote sends from there instead. */
   | { readonly kind: "suspect-ice"; readonly heardFrom: Endpoint | undefined }
+  /** The search failed, but a way may be there again: a few checks. `heardFrom` as above. */
+  | { readonly kind: "probe-ice"; readonly heardFrom: Endpoint | undefined }
   /** So may be the connections to relay and signal, which a broken direct way will need. */
   | { readonly kind: "probe-servers" }
   | { readonly kind: "note"; readonly event: string; readonly detail: string };
@@ -200,7 +231,9 @@ export function step(state: PeerConnectionState, event: PeerEvent, context: Peer
     case "path-error":
       return pathError(state, event.endpoint, event.code, context);
     case "network-changed":
-      return restart(state, "the local network changed", context);
+      return restart({ ...state, iceFailures: 0, hadDirect: false }, "the local network changed", context);
+    case "search-again":
+      return state.rest ? restart(state, event.reason, context) : unchanged(state);
     case "remote-idle":
       return restart(state, "the other side went idle, this one has reasons not to", context);
     case "signal-back":
@@ -216,7 +249,8 @@ export function step(state: PeerConnectionState, event: PeerEvent, context: Peer
 export function nextDeadline(state: PeerConnectionState): Millis | undefined {
   if (state.kind === "idle") return undefined;
   let next: Millis | undefined;
-  for (const at of [state.deadlines.initiate, state.deadlines.offer, state.deadlines.prove]) {
+  const { initiate: initiateAt, offer, prove: proveBy, look } = state.deadlines;
+  for (const at of [initiateAt, offer, proveBy, look]) {
     if (at !== undefined && (next === undefined || at < next)) next = at;
   }
   return next;
@@ -251,6 +285,7 @@ function stepIdle(state: IdleState, event: PeerEvent, context: PeerContext): Ste
     case "silent":
     case "path-error":
     case "network-changed":
+    case "search-again":
     case "remote-idle":
     case "signal-back":
     case "tick":

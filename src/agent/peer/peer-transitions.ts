@@ -1,16 +1,9 @@
 import type { Endpoint } from "#base/ip.ts";
 import type { Millis } from "#base/time.ts";
 import type { DevicePath, PacketSource } from "#wireguard/device.ts";
-import type {
-  AwakeState,
-  DirectPath,
-  IdleState,
-  PeerConnectionState,
-  PeerContext,
-  PeerEffect,
-  RemoteSession,
-  Step,
-} from "./peer-state.ts";
+import { look, resting, search, searching, searchPause } from "./direct-search.ts";
+import type { AwakeState, DirectPath, IdleState, PeerContext, PeerEffect, RemoteSession, Step } from "./peer-state.ts";
+import { append, chain, choosePath, unchanged } from "./peer-steps.ts";
 
 /*
  * The transitions of an awake peer, one function for each thing that can happen to it. Pure, like `step` in peer-state.ts,
@@ -46,16 +39,6 @@ const PROOF_PATIENCE: Millis = 12_000;
 const PROOF_FRESH: Millis = 1000;
 /** Data that nothing answers asks for a new proof when the last is this old; a program that only sends does no harm. */
 const SILENT_PROOF: Millis = 10_000;
-/** ICE that failed while the relay carries is tried again after 30 s, then ever more rarely, at most once an hour. */
-const FIRST_ICE_RETRY: Millis = 30_000;
-const MAX_ICE_RETRY: Millis = 3_600_000;
-
-/** The path that packets of this state take. */
-export function choosePath(state: PeerConnectionState): DevicePath {
-  if (state.kind === "idle") return { kind: "none" };
-  if (state.direct) return { kind: "udp", endpoint: state.direct.endpoint };
-  return state.relay ? { kind: "relay" } : { kind: "none" };
-}
 
 /** Everything starts in the same instant: the handshake over every way known, and the OFFER. */
 export function wake(
@@ -75,6 +58,8 @@ export function wake(
     ice: context.iceAllowed ? 1 : 0,
     iceChecking: false,
     iceFailures: 0,
+    hadDirect: false,
+    rest: undefined,
     direct: undefined,
     relay: context.relayUp,
     proven: undefined,
@@ -154,10 +139,16 @@ function offer(state: AwakeState, context: PeerContext): Step {
   };
 }
 
+/** After a failed search the same half again would bring no other; where a relay carries, that can wait. */
+function offerOrSearch(state: AwakeState, context: PeerContext): Step {
+  const needsSearch = state.rest !== undefined && choosePath(state).kind === "none";
+  return needsSearch ? restart(state, "no path", context) : offer(state, context);
+}
+
 /** Takes the remote's half. The same half again changes nothing; another one is a new life of the remote's ICE agent. */
 export function negotiate(state: AwakeState, remote: RemoteSession, context: PeerContext): Step {
   const known = state.remote;
-  const negotiated = takeRemote(state, remote);
+  const negotiated = takeRemote(state, remote, context);
   // It is there after all.
   if (state.proven === undefined && state.initiations > EAGER_INITIATIONS)
     return chain(negotiated, (awake) => initiateUnlessInFlight({ ...awake, initiations: 0 }, context));
@@ -167,7 +158,7 @@ export function negotiate(state: AwakeState, remote: RemoteSession, context: Pee
     : chain(negotiated, (awake) => proveAgain(awake, context));
 }
 
-function takeRemote(state: AwakeState, remote: RemoteSession): Step {
+function takeRemote(state: AwakeState, remote: RemoteSession, context: PeerContext): Step {
   const known = state.remote;
   const effects: PeerEffect[] = [];
   if (known === undefined || known.relay?.instanceUrl !== remote.relay?.instanceUrl) {
@@ -175,19 +166,16 @@ function takeRemote(state: AwakeState, remote: RemoteSession): Step {
   }
   const next: AwakeState = { ...state, remote, deadlines: { ...state.deadlines, offer: undefined } };
   if (!remote.credentials || state.ice === 0) return { state: next, effects };
-  const check: PeerEffect = { kind: "check-ice", credentials: remote.credentials, stock: remote.perch === undefined };
-  if (!state.iceChecking) {
-    effects.push(check);
-    return { state: { ...next, iceChecking: true }, effects };
-  }
+  if (!state.iceChecking) return search(next, remote.credentials, effects, context);
   if (known !== undefined && sameSession(known, remote)) return { state: next, effects };
   // Following a restart of the remote keeps our own half: the remote's new agent was or will be built for exactly it (W22).
   const ice = state.ice + 1;
-  effects.push({ kind: "open-ice", ice }, check);
-  const followed: AwakeState = { ...next, ice, iceChecking: true };
+  effects.push({ kind: "open-ice", ice });
+  const followed = search({ ...next, ice }, remote.credentials, effects, context);
   // The remote gave the direct path of the old life up; where a relay carries, nothing has to wait for the new one.
-  if (!state.relay || state.direct === undefined) return { state: unwatched(followed), effects };
-  return chain({ state: { ...followed, direct: undefined }, effects }, (awake) => leavePath(awake));
+  return chain(followed, (awake) =>
+    awake.relay && awake.direct ? leavePath({ ...awake, direct: undefined }) : unchanged(unwatched(awake)),
+  );
 }
 
 /** Agents before 0.55 send no id: one life until failure (signal document, section 9). */
@@ -198,7 +186,13 @@ function sameSession(known: RemoteSession, remote: RemoteSession): boolean {
 }
 
 export function useDirect(state: AwakeState, direct: DirectPath, context: PeerContext): Step {
-  const next: AwakeState = { ...state, direct, iceFailures: 0, deadlines: { ...state.deadlines, offer: undefined } };
+  const next: AwakeState = searching({
+    ...state,
+    direct,
+    iceFailures: 0,
+    hadDirect: true,
+    deadlines: { ...state.deadlines, offer: undefined },
+  });
   const used: Step = {
     state: next,
     effects: [
@@ -216,29 +210,43 @@ export function useDirect(state: AwakeState, direct: DirectPath, context: PeerCo
 }
 
 export function loseIce(state: AwakeState, reason: string, failed: boolean, context: PeerContext): Step {
-  const failures = state.iceFailures + (failed ? 1 : 0);
-  const wait = failed ? Math.min(MAX_ICE_RETRY, FIRST_ICE_RETRY * 4 ** (failures - 1)) * (state.relay ? 1 : 0.1) : 0;
+  if (failed) return failSearch(state, reason, context);
   const ice = state.ice + 1;
   const lost: Step = {
-    state: {
+    state: searching({
       ...state,
       local: context.freshSession(),
       ice,
       iceChecking: false,
-      iceFailures: failures,
       // A learned path that ICE could not confirm has nobody who watches it: the relay is safer where there is one.
       direct: state.direct?.kind === "ice" || state.relay ? undefined : state.direct,
       offers: 0,
-      deadlines: { ...state.deadlines, offer: context.now + wait },
-    },
+      deadlines: { ...state.deadlines, offer: context.now },
+    }),
     effects: [
       { kind: "note", event: "direct-lost", detail: reason },
       { kind: "forget-direct" },
       { kind: "open-ice", ice },
     ],
   };
-  const pathLost = state.direct !== undefined && lost.state.kind === "awake" && lost.state.direct === undefined;
-  return pathLost ? chain(lost, (awake) => afterPathLoss(awake, context)) : lost;
+  return losePath(lost, state, context);
+}
+
+/** The agent stays open: both sides know its credentials, so that a probe of either can find the way when it is there again. */
+function failSearch(state: AwakeState, reason: string, context: PeerContext): Step {
+  const iceFailures = state.iceFailures + 1;
+  const direct = state.relay ? undefined : state.direct;
+  const next: AwakeState = { ...state, iceFailures, direct };
+  const failed: Step = {
+    state: resting(next, context.now + searchPause(next), context),
+    effects: [{ kind: "note", event: "direct-lost", detail: reason }, { kind: "forget-direct" }],
+  };
+  return losePath(failed, state, context);
+}
+
+function losePath(lost: Step, before: AwakeState, context: PeerContext): Step {
+  const isLost = before.direct !== undefined && lost.state.kind === "awake" && lost.state.direct === undefined;
+  return isLost ? chain(lost, (awake) => afterPathLoss(awake, context)) : lost;
 }
 
 /** The better path is gone: packets move to the next at once, and a handshake shows whether it carries. */
@@ -364,7 +372,10 @@ export function hearElsewhere(state: AwakeState, source: PacketSource, context: 
     // The remote sends by the relay, and nobody watches our direct path: it may have been given up there.
     return leaveDirect(state, { kind: "note", event: "direct-lost", detail: "heard over the relay" }, context);
   }
-  // It came, but whether ours would get there nobody knows: the relay is better, if there is one.
+  // It came, but whether ours would get there nobody knows: the relay is better, if there is one. A probe will tell.
+  if (state.relay && state.rest && source.kind === "udp") {
+    return { state, effects: [{ kind: "probe-ice", heardFrom: source.endpoint }] };
+  }
   return state.relay ? unchanged(state) : learnDirect(state, source, context);
 }
 
@@ -403,7 +414,7 @@ export function restart(state: AwakeState, reason: string, context: PeerContext)
   }
   const ice = state.ice + 1;
   const restarted: Step = {
-    state: { ...state, local: context.freshSession(), ice, iceChecking: false, iceFailures: 0, offers: 0 },
+    state: searching({ ...state, local: context.freshSession(), ice, iceChecking: false, offers: 0 }),
     effects: [
       { kind: "note", event: "restart", detail: reason },
       { kind: "open-ice", ice },
@@ -420,14 +431,15 @@ export function restart(state: AwakeState, reason: string, context: PeerContext)
  * wakes the remote if it sleeps. A negotiation that nobody answered is tried again at once.
  */
 export function regainSignal(state: AwakeState, context: PeerContext): Step {
-  if (state.proven === undefined) return state.offers > 1 ? offer({ ...state, offers: 0 }, context) : unchanged(state);
+  if (state.proven === undefined)
+    return state.offers > 1 ? offerOrSearch({ ...state, offers: 0 }, context) : unchanged(state);
   if (state.direct?.kind === "ice") return { state, effects: [{ kind: "suspect-ice", heardFrom: undefined }] };
   return proveAgain(state, context);
 }
 
 export function tick(state: AwakeState, context: PeerContext): Step {
   let result: Step = { state, effects: [] };
-  const { initiate: initiateAt, offer: offerAt, prove: proveAt } = state.deadlines;
+  const { initiate: initiateAt, offer: offerAt, prove: proveAt, look: lookAt } = state.deadlines;
   if (initiateAt !== undefined && initiateAt <= context.now) {
     result = chain(result, (awake) =>
       awake.proven === undefined || proveAt !== undefined
@@ -435,7 +447,13 @@ export function tick(state: AwakeState, context: PeerContext): Step {
         : { state: { ...awake, deadlines: { ...awake.deadlines, initiate: undefined } }, effects: [] },
     );
   }
-  if (offerAt !== undefined && offerAt <= context.now) result = chain(result, (awake) => offer(awake, context));
+  if (offerAt !== undefined && offerAt <= context.now) result = chain(result, (awake) => offerOrSearch(awake, context));
+  if (lookAt !== undefined && lookAt <= context.now) {
+    result = chain(result, (awake) => {
+      const looked = look(awake, context);
+      return looked === "search" ? restart(awake, "time for another search for a direct way", context) : looked;
+    });
+  }
   if (proveAt !== undefined && proveAt <= context.now) {
     result = chain(result, (awake) => ({
       state: { ...awake, proven: undefined, deadlines: { ...awake.deadlines, prove: undefined, offer: context.now } },
@@ -443,18 +461,4 @@ export function tick(state: AwakeState, context: PeerContext): Step {
     }));
   }
   return result;
-}
-
-export function unchanged(state: AwakeState): Step {
-  return { state, effects: [] };
-}
-
-export function chain(first: Step, next: (state: AwakeState) => Step): Step {
-  if (first.state.kind === "idle") return first;
-  const second = next(first.state);
-  return { state: second.state, effects: [...first.effects, ...second.effects] };
-}
-
-export function append(first: Step, effects: readonly PeerEffect[]): Step {
-  return { state: first.state, effects: [...first.effects, ...effects] };
 }
