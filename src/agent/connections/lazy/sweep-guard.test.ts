@@ -89,6 +89,12 @@ for (const [name, what, pace] of SWEEPS.filter(([each]) => !each.includes("conne
   });
 }
 
+test("any number of connections to different ports go through at once while probes go over their peers", () => {
+  const world = setup();
+  world.sweep(() => echo(77), 10, 100);
+  for (let peer = 50; peer < 80; peer++) assert.equal(world.touch(peer, connection(45_000 + peer, 8_000 + peer)), true);
+});
+
 test("a ping of somebody's own goes through at once while one program pings them all", () => {
   const world = setup();
   world.sweep(() => echo(77), 10, 100);

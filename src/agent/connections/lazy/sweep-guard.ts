@@ -6,9 +6,12 @@ export const SWEEP_BURST = 3;
 export const SWEEP_WINDOW: Millis = 10_000;
 /** A sweep that touched nobody for this long is over. */
 export const SWEEP_QUIET: Millis = 15_000;
-/** While a sweep goes on, packets that look different wake so many peers more: TCP of an operating system, and all else. */
+/**
+ * While a sweep goes on, packets that look different wake so many peers more: probes during any sweep, connections (TCP of an
+ * operating system) only during one of connections, which asks several ports of each.
+ */
 const OTHERS_MEANWHILE = { connection: 2, probe: 1 } as const;
-/** Every so often another connection is let through while the sweep goes on. */
+/** Every so often another connection is let through while such a sweep goes on. */
 const OTHERS_REFILL: Millis = 10_000;
 
 /** The same flow again this long after its first packet: a lost SYN is repeated after 1 s, a request after 1 s or more. */
@@ -67,9 +70,12 @@ interface Pattern<Key> {
   sweep: OpenSweep | undefined;
 }
 
+type Kind = keyof typeof OTHERS_MEANWHILE;
+
 /** A machine whose packets come to us: ourselves, or one that we route for. */
 interface Source {
-  sweep: OpenSweep;
+  /** The latest sweep of each kind. */
+  readonly sweeps: { readonly [kind in Kind]?: OpenSweep };
   readonly left: { connection: number; probe: number };
   refilledAt: Millis;
 }
@@ -159,11 +165,11 @@ export class SweepGuard<Key> {
       pattern.sweep = sweep;
       // Somebody else who wants the same by a socket of his own is not suspected for what this one did.
       if (pattern === socket) for (const one of pattern.woken.keys()) purpose?.woken.delete(one);
-      this.#noteSweep(packet.source, sweep, now);
+      this.#noteSweep(packet, sweep, now);
       return sweep;
     }
-    const going = this.#goingOn(packet.source, now);
-    if (going && !takeOther(going, packet, now)) return going.sweep;
+    const going = this.#sweepMeanwhile(packet, now);
+    if (going) return going;
     for (const name of [names.socket, names.purpose]) {
       if (name !== undefined) this.#noteWoken(name, key, now);
     }
@@ -221,18 +227,28 @@ export class SweepGuard<Key> {
     moveToEnd(this.#patterns, name, pattern, PATTERNS_MAX);
   }
 
-  #noteSweep(address: string, sweep: OpenSweep, now: Millis): void {
-    const going = this.#goingOn(address, now);
-    const source = going ?? { sweep, left: { ...OTHERS_MEANWHILE }, refilledAt: now };
-    source.sweep = sweep;
-    moveToEnd(this.#sources, address, source, SOURCES_MAX);
+  #noteSweep(packet: PacketSummary, sweep: OpenSweep, now: Millis): void {
+    const known = this.#sources.get(packet.source);
+    const going = known && [known.sweeps.connection, known.sweeps.probe].some((each) => isGoingOn(each, now));
+    const { sweeps, left, refilledAt } = going ? known : { sweeps: {}, left: { ...OTHERS_MEANWHILE }, refilledAt: now };
+    const source = { sweeps: { ...sweeps, [kindOf(packet)]: sweep }, left, refilledAt };
+    moveToEnd(this.#sources, packet.source, source, SOURCES_MAX);
   }
 
-  /** A sweep of that machine is under way. */
-  #goingOn(address: string, now: Millis): Source | undefined {
-    const source = this.#sources.get(address);
-    if (!source || now - source.sweep.lastAt <= SWEEP_QUIET) return source;
-    this.#sources.delete(address);
+  /** The sweep of the same machine that leaves no room for this packet; undefined when none does. */
+  #sweepMeanwhile(packet: PacketSummary, now: Millis): OpenSweep | undefined {
+    const source = this.#sources.get(packet.source);
+    if (!source) return undefined;
+    const kind = kindOf(packet);
+    const { connection, probe } = source.sweeps;
+    const going = [connection, kind === "probe" ? probe : undefined].find((sweep) => isGoingOn(sweep, now));
+    if (!going) return undefined;
+    const { left } = source;
+    const refills = Math.floor((now - source.refilledAt) / OTHERS_REFILL);
+    source.refilledAt += refills * OTHERS_REFILL;
+    left.connection = Math.min(OTHERS_MEANWHILE.connection, left.connection + refills);
+    if (left[kind] === 0) return going;
+    left[kind]--;
     return undefined;
   }
 }
@@ -263,15 +279,12 @@ function isConnection({ protocol, bytes, destination }: PacketSummary): boolean 
   );
 }
 
-function takeOther(source: Source, packet: PacketSummary, now: Millis): boolean {
-  const { left } = source;
-  const refills = Math.floor((now - source.refilledAt) / OTHERS_REFILL);
-  source.refilledAt += refills * OTHERS_REFILL;
-  left.connection = Math.min(OTHERS_MEANWHILE.connection, left.connection + refills);
-  const kind = isConnection(packet) ? "connection" : "probe";
-  if (left[kind] === 0) return false;
-  left[kind]--;
-  return true;
+function kindOf(packet: PacketSummary): Kind {
+  return isConnection(packet) ? "connection" : "probe";
+}
+
+function isGoingOn(sweep: OpenSweep | undefined, now: Millis): sweep is OpenSweep {
+  return sweep !== undefined && now - sweep.lastAt <= SWEEP_QUIET;
 }
 
 function moveToEnd<Value>(map: Map<string, Value>, name: string, value: Value, max: number): void {
