@@ -104,3 +104,43 @@ test("100,000 host prefixes are found, removed one by one, and leave nothing", (
   assert.equal(table.size, 0);
   assert.equal(table.lookup(address(1), 0, 0, 0), -1);
 });
+
+test("100,000 random prefixes of all lengths, moved and removed at random, give what a list gives", () => {
+  let state = 12345;
+  const random = (): number => {
+    state = (Math.imul(state, 1664525) + 1013904223) | 0;
+    return state ^ (state >>> 16);
+  };
+  const table = new AllowedIps(32);
+  // Bit by bit would take minutes here: a list of masks is as plain.
+  const list = new Map<string, { word: number; mask: number; bits: number; slot: number }>();
+  const masks = Array.from({ length: 33 }, (_, bits) => (bits === 0 ? 0 : (-1 << (32 - bits)) | 0));
+  const keys: string[] = [];
+  for (let i = 0; i < 100_000; i++) {
+    const bits = (random() >>> 8) % 33;
+    const mask = masks[bits]!;
+    const word = random() & mask;
+    const slot = (random() >>> 4) % 5000;
+    table.add(word, 0, 0, 0, bits, slot);
+    const key = `${word}/${bits}`;
+    if (!list.has(key)) keys.push(key);
+    list.set(key, { word, mask, bits, slot });
+  }
+  for (let i = 0; i < 10_000; i++) {
+    const entry = list.get(keys[(random() >>> 1) % keys.length]!);
+    if (!entry) continue;
+    table.remove(entry.word, 0, 0, 0, entry.bits, entry.slot);
+    list.delete(`${entry.word}/${entry.bits}`);
+  }
+  for (let slot = 0; slot < 500; slot++) table.removePeer(slot);
+  const entries = [...list.values()].filter(({ slot }) => slot >= 500);
+  assert.equal(table.size, entries.length);
+  const addresses = Array.from({ length: 400 }, (_, i) =>
+    i % 2 === 0 ? random() : entries[(random() >>> 1) % entries.length]!.word | ((random() >>> 1) & 0xff),
+  );
+  for (const address of addresses) {
+    let best = { bits: -1, slot: -1 };
+    for (const entry of entries) if ((address & entry.mask) === entry.word && entry.bits > best.bits) best = entry;
+    assert.equal(table.lookup(address, 0, 0, 0), best.slot);
+  }
+});

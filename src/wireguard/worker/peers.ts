@@ -90,7 +90,9 @@ export class Peers {
     return (this.#flags[slot]! & ASLEEP) !== 0;
   }
 
+  /** A slot beyond the capacity stays one that does not exist. */
   add(slot: number, asleep: boolean, keepaliveSeconds: number): void {
+    if (slot >= this.#flags.length) return;
     this.#flags[slot] = EXISTS | (asleep ? ASLEEP : 0);
     this.#keepalive[slot] = keepaliveSeconds;
     this.#active[slot] = undefined;

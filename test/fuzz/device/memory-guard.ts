@@ -75,6 +75,11 @@ export class MemoryGuard {
     return guard;
   }
 
+  /** Pieces of memory that the program may use. */
+  get regions(): number {
+    return this.#regions.length;
+  }
+
   /** The memory at an address that the program may use. Throws GuardError. */
   at(address: Argument, bytes: number, what = "memory"): Uint8Array {
     if (ArrayBuffer.isView(address)) {

@@ -252,7 +252,8 @@ export class Rig {
 
 /** The inner address of a slot's peer. */
 export function innerAddress(slot: number, family: 4 | 6): IpAddress {
-  return parseIp(family === 4 ? `10.77.${slot >> 8}.${slot & 255}` : `fd77::${slot.toString(16)}`);
+  if (family === 6) return parseIp(`fd77::${(slot >>> 16).toString(16)}:${(slot & 0xffff).toString(16)}`);
+  return parseIp(`10.${77 + (slot >>> 16)}.${(slot >> 8) & 255}.${slot & 255}`);
 }
 
 /** A transport message (type 4) from the peer. */
