@@ -4,7 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Millis } from "#base/time.ts";
 import { type FlowReport, outageAfter, reportFlow } from "../../lab/flow-report.ts";
 import { createLab, type Lab } from "../../lab/lab.ts";
-import { processesIn } from "../../lab/namespace.ts";
+import { HOST_INTERFACE, processesIn } from "../../lab/namespace.ts";
 import { NAT } from "../../lab/nat.ts";
 import { PerchNetwork } from "../../lab/perch-network.ts";
 import { skipWithoutLab } from "../../lab/rootless.ts";
@@ -30,6 +30,10 @@ const CHANGE: Millis = 60;
  */
 const ONE_FLIGHT: Millis = 1000;
 
+/** A search for a direct way is given up after 10 s; then probes leave at least every 5 s while user traffic flows. */
+const SEARCH: Millis = 11_000;
+const PROBE: Millis = 7000;
+
 interface Change {
   readonly name: string;
   readonly act: (lab: Lab) => Promise<void>;
@@ -38,6 +42,8 @@ interface Change {
   /** Where the packets are at the end. */
   readonly ends: "direct" | "relay";
   readonly watch?: Millis;
+  /** Nothing may become of it: no word in the story of either end. */
+  readonly unnoticed?: boolean;
 }
 
 const CHANGES: readonly Change[] = [
@@ -66,7 +72,28 @@ const CHANGES: readonly Change[] = [
     within: AFTER_WORD,
     ends: "direct",
   },
+  {
+    name: "the machine gets an address more, as with IPv6 privacy addresses",
+    act: async (lab) => {
+      await lab.host("alder").exec("ip", ["addr", "add", "10.200.200.7/24", "dev", HOST_INTERFACE]);
+    },
+    within: 0,
+    ends: "direct",
+    unnoticed: true,
+  },
   { name: "UDP is blocked", act: (lab) => lab.blockUdp("alder", true), within: AFTER_SILENCE, ends: "relay" },
+  {
+    name: "UDP passes again, and nothing else changed",
+    act: async (lab) => {
+      // Longer than a search for a direct way lasts.
+      await sleep(SEARCH);
+      await lab.blockUdp("alder", false);
+    },
+    within: 0,
+    ends: "direct",
+    watch: SEARCH + PROBE,
+  },
+  { name: "UDP is blocked again", act: (lab) => lab.blockUdp("alder", true), within: AFTER_SILENCE, ends: "relay" },
   {
     name: "UDP passes again in another network",
     act: async (lab) => {
@@ -152,7 +179,9 @@ describe("the path of a pair changes under traffic", { skip: await skipWithoutLa
     test(change.name, { timeout: 30_000 }, (t) => goThrough(change, t));
   }
 
-  async function goThrough({ act, within, ends, watch = WATCH }: Change, t: TestContext): Promise<void> {
+  async function goThrough({ act, within, ends, watch = WATCH, unnoticed }: Change, t: TestContext): Promise<void> {
+    const told = async (): Promise<unknown> => [await pair.story(pair.from), await pair.story(pair.to)];
+    const before = await told();
     const flows = startFlows();
     await sleep(500);
     const event = labNow();
@@ -160,6 +189,7 @@ describe("the path of a pair changes under traffic", { skip: await skipWithoutLa
     await sleep(event + watch - labNow());
     if (ends === "direct") await direct();
     const changedAt = Math.max(await lastPathChange(pair.from), await lastPathChange(pair.to));
+    t.diagnostic(`last change of path after ${(changedAt - event).toFixed(0)} ms`);
     await sleep(200);
     const reports = (await Promise.all(flows.map((flow) => flow.stop()))).map((record) => reportFlow(record));
     for (const [index, report] of reports.entries()) {
@@ -168,18 +198,19 @@ describe("the path of a pair changes under traffic", { skip: await skipWithoutLa
       t.diagnostic(`${from} to ${to}: ${report.lost} of ${report.sent} lost, sent ${runs.join(", ") || "-"}`);
     }
     const stories = await Promise.all([pair.story(pair.from), pair.story(pair.to)]);
-    const told = stories
+    const text = stories
       .map((story) => story.map(({ at, event, detail }) => `${at.toFixed(0)} ${event} ${detail}`).join("; "))
       .join("\n");
     for (const report of reports) {
       assert.equal(report.duplicates, 0);
-      assert.ok(outageAfter(report, event) <= (within ?? 0), `${outageAfter(report, event)} ms without data\n${told}`);
+      assert.ok(outageAfter(report, event) <= (within ?? 0), `${outageAfter(report, event)} ms without data\n${text}`);
       // What is sent after the evidence moved the packets arrives.
       const late = report.runs.filter(({ to }) => to > changedAt + CHANGE);
-      assert.deepEqual(late, [], `lost after the last change of path\n${told}`);
+      assert.deepEqual(late, [], `lost after the last change of path\n${text}`);
     }
     const path = pair.peerOf(pair.from)?.path?.path.case;
     assert.equal(path, ends);
+    if (unnoticed) assert.deepEqual(await told(), before);
   }
 
   test("an agent that is killed leaves no helper behind", async () => {

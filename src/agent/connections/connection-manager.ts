@@ -83,7 +83,15 @@ export class ConnectionManager {
       find: (key) => this.find(key),
       decide: (key) => this.#decideAnew(key),
     });
-    this.#peerDeps = { ...deps, signal: this.#countingSignal(deps.signal) };
+    this.#peerDeps = {
+      ...deps,
+      signal: this.#countingSignal(deps.signal),
+      changed: (connection) => {
+        // Who is away holds nobody up; the wake goes on by itself.
+        if (connection.isRemoteAway) this.#wakes.release(connection.key);
+        deps.changed(connection);
+      },
+    };
     this.#listen(deps.device);
   }
 
@@ -243,6 +251,11 @@ export class ConnectionManager {
 
   networkChanged(): void {
     for (const connection of [...this.#awake]) connection.post({ kind: "network-changed" });
+  }
+
+  /** Our packets leave from another address than before: do they still arrive? */
+  checkPaths(): void {
+    for (const connection of [...this.#awake]) connection.post({ kind: "check-path" });
   }
 
   /** Something of our side is better than when searches for direct ways failed. */

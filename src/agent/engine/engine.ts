@@ -29,7 +29,7 @@ import {
   parseOwnConfig,
   parseRoutes,
 } from "./network-map.ts";
-import { NetworkWatch } from "./network-watch.ts";
+import { type NetworkChange, NetworkWatch } from "./network-watch.ts";
 import { createDifference, type MapDifference, PeerBook } from "./peer-book.ts";
 
 export interface EngineDeps {
@@ -127,7 +127,12 @@ export class Engine {
         deps.changed(undefined);
       }),
     );
-    this.#watch = new NetworkWatch(deps.clock, device.interfaceName, () => this.#networkChanged(), deps.interfaces);
+    this.#watch = new NetworkWatch(
+      deps.clock,
+      device.interfaceName,
+      (change) => this.#networkChanged(change),
+      deps.interfaces,
+    );
   }
 
   get own(): OwnConfig {
@@ -317,11 +322,16 @@ export class Engine {
     this.#deps.changed(undefined);
   }
 
-  #networkChanged(): void {
-    this.#deps.log.info("the local network changed", {});
+  #networkChanged(change: NetworkChange): void {
+    this.#deps.log.info("the local network changed", { change });
+    if (change === "added") return this.direct.addressesAdded();
     this.#deps.management.reconnect();
     this.#deps.signal.noteNetworkChange();
     this.#deps.relay.noteNetworkChange();
+    if (change === "renewed") {
+      this.direct.addressesAdded();
+      return this.connections.checkPaths();
+    }
     this.direct.networkChanged();
     this.connections.networkChanged();
   }

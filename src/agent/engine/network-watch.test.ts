@@ -2,14 +2,14 @@ import assert from "node:assert/strict";
 import type { NetworkInterfaceInfo } from "node:os";
 import { test } from "node:test";
 import { ManualClock } from "#base/time.ts";
-import { NetworkWatch, WATCH_INTERVAL } from "./network-watch.ts";
+import { type NetworkChange, NetworkWatch, WATCH_INTERVAL } from "./network-watch.ts";
 
 /** A machine whose addresses and routes are changed by hand, with or without a word from the system. */
 class Machine {
   readonly clock = new ManualClock(0);
   readonly interfaces: Record<string, NetworkInterfaceInfo[]> = {};
   routes: string[] = ["eth0 0101A8C0"];
-  changes = 0;
+  readonly seen: NetworkChange[] = [];
   closed = false;
   tell: () => void = () => {};
   readonly watch: NetworkWatch;
@@ -21,7 +21,7 @@ class Machine {
     this.watch = new NetworkWatch(
       this.clock,
       "perch0",
-      () => this.changes++,
+      (change) => this.seen.push(change),
       () => this.interfaces,
       {
         watch: (changed) => {
@@ -35,6 +35,22 @@ class Machine {
         defaultRoutes: () => this.routes,
       },
     );
+  }
+
+  get changes(): number {
+    return this.seen.length;
+  }
+
+  /** An address besides those that the interface has. */
+  add(name: string, address: string): this {
+    const others = this.interfaces[name] ?? [];
+    this.set(name, address).interfaces[name]!.unshift(...others);
+    return this;
+  }
+
+  remove(name: string, address: string): this {
+    this.interfaces[name] = this.interfaces[name]!.filter((info) => info.address !== address);
+    return this;
   }
 
   set(name: string, address: string, internal = false): this {
@@ -102,4 +118,24 @@ test("nothing is left after close", () => {
   machine.watch.close();
   assert.ok(machine.closed);
   assert.equal(machine.clock.pending, 0);
+});
+
+test("a new IPv6 privacy address is no move, nor is the end of the old one", () => {
+  const machine = new Machine();
+  machine.add("eth0", "2001:db8:1:2::1111").tell();
+  machine.add("eth0", "2001:db8:1:2::2222").tell();
+  assert.deepEqual(machine.seen, ["added", "added"]);
+  machine.remove("eth0", "2001:db8:1:2::1111").tell();
+  assert.deepEqual(machine.seen.slice(2), ["renewed"]);
+  machine.add("eth0", "2001:db8:1:2::3333").remove("eth0", "2001:db8:1:2::2222").tell();
+  assert.deepEqual(machine.seen.slice(3), ["renewed"], "both at once");
+  machine.remove("eth0", "2001:db8:1:2::3333").tell();
+  assert.deepEqual(machine.seen.slice(4), ["moved"], "the last of its network");
+});
+
+test("another address of IPv4 in place of one is a move, besides it none", () => {
+  const machine = new Machine();
+  machine.add("eth0", "192.168.1.8").tell();
+  machine.remove("eth0", "192.168.1.7").tell();
+  assert.deepEqual(machine.seen, ["added", "moved"]);
 });

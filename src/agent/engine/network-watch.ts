@@ -1,7 +1,9 @@
 import { networkInterfaces } from "node:os";
+import type { IpAddress } from "#base/ip.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
 import { gatherHostCandidates } from "#ice/gather.ts";
 import { type NetworkChanges, readDefaultRoutes, watchNetworkChanges } from "#net/network-changes-linux.ts";
+import { networkOf } from "../peer/search-memory.ts";
 
 /** How often to look when nobody tells of changes, and for a suspend. */
 export const WATCH_INTERVAL: Millis = 5000;
@@ -17,6 +19,18 @@ export interface NetworkSystem {
 const LINUX: NetworkSystem = { watch: watchNetworkChanges, defaultRoutes: readDefaultRoutes };
 
 /**
+ * What a change means for paths. `moved`: the machine is somewhere else, or may be. `added`: it has addresses more, and none
+ * less (an IPv6 privacy address began). `renewed`: an address is gone and another of the same network stays (one ended):
+ * paths go on with that, connections that began at the old one do not.
+ */
+export type NetworkChange = "moved" | "added" | "renewed";
+
+interface Place {
+  readonly addresses: readonly IpAddress[];
+  readonly routes: string;
+}
+
+/**
  * Notices that the machine's place in the network changed: an address that peers could use, or a default route, came or
  * went, or a suspend ended. The system tells within milliseconds; a look now and then finds what it did not tell. The tunnel's
  * own interface, and those of containers and other tunnels, do not count.
@@ -24,11 +38,11 @@ const LINUX: NetworkSystem = { watch: watchNetworkChanges, defaultRoutes: readDe
 export class NetworkWatch {
   readonly #clock: Clock;
   readonly #ownInterface: string;
-  readonly #onChange: () => void;
+  readonly #onChange: (change: NetworkChange) => void;
   readonly #interfaces: typeof networkInterfaces;
   readonly #system: NetworkSystem | undefined;
   readonly #changes: NetworkChanges | undefined;
-  #seen: string;
+  #seen: Place;
   #lag: Millis;
   #timer: Timer | undefined;
 
@@ -36,7 +50,7 @@ export class NetworkWatch {
   constructor(
     clock: Clock,
     ownInterface: string,
-    onChange: () => void,
+    onChange: (change: NetworkChange) => void,
     interfaces?: typeof networkInterfaces,
     system: NetworkSystem | undefined = interfaces ? undefined : LINUX,
   ) {
@@ -71,7 +85,9 @@ export class NetworkWatch {
     this.#lag = lag;
     this.#seen = this.#read();
     // Without any address there is nothing to negotiate with; the return of one is the change that counts.
-    if (this.#seen !== "" && (suspended || this.#seen !== before)) this.#onChange();
+    if (this.#seen.addresses.length === 0) return;
+    const change = suspended ? "moved" : compare(before, this.#seen);
+    if (change) this.#onChange(change);
   }
 
   /** Grows while the machine is suspended, and when somebody sets its clock forward, which does no harm. */
@@ -79,15 +95,25 @@ export class NetworkWatch {
     return this.#clock.wall() - this.#clock.now();
   }
 
-  #read(): string {
+  #read(): Place {
     const candidates = gatherHostCandidates({
       port: 1,
       ufrag: "",
       ownInterfaces: [this.#ownInterface],
       interfaces: this.#interfaces(),
     });
-    const addresses = candidates.map(({ endpoint }) => endpoint.address).sort();
-    if (addresses.length === 0) return "";
-    return [...addresses, ...(this.#system?.defaultRoutes(this.#ownInterface) ?? [])].join();
+    const addresses = candidates.map(({ endpoint }) => endpoint.address);
+    // Without an address no route leads anywhere.
+    const routes = addresses.length === 0 ? [] : (this.#system?.defaultRoutes(this.#ownInterface) ?? []);
+    return { addresses, routes: routes.join() };
   }
+}
+
+function compare(before: Place, after: Place): NetworkChange | undefined {
+  if (after.routes !== before.routes) return "moved";
+  const lost = before.addresses.filter((address) => !after.addresses.includes(address));
+  const networks = new Set(after.addresses.map(networkOf));
+  if (lost.some((address) => !networks.has(networkOf(address)))) return "moved";
+  if (lost.length > 0) return "renewed";
+  return after.addresses.length > before.addresses.length ? "added" : undefined;
 }

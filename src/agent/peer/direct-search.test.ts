@@ -196,3 +196,15 @@ test("a way that is found ends the rest, whoever found it", () => {
   assert.equal(pair.awake.rest, undefined);
   assert.equal(count(pair.run(3_600_000, true), "probe-ice"), 0);
 });
+
+test("another local address has a path in use checked, and nothing restarted", () => {
+  const pair = new Pair().post({ kind: "ice-selected", ice: 1, direct });
+  const before = pair.awake;
+  pair.ran.length = 0;
+  pair.post({ kind: "check-path" }).post({ kind: "search-again", reason: "this machine has another address" });
+  assert.deepEqual(
+    pair.ran.map(({ effect }) => effect.kind),
+    ["suspect-ice"],
+  );
+  assert.deepEqual(pair.awake, before);
+});

@@ -230,6 +230,11 @@ export class PeerConnection {
     return { remote: this.#remoteHalf, delivered: this.#delivered, initiations };
   }
 
+  /** The signal server says that the remote is not connected to it, and the remote did not speak in this wake. */
+  get isRemoteAway(): boolean {
+    return this.#state.kind === "awake" && this.#state.remote === undefined && this.#delivered === false;
+  }
+
   /** In this wake the remote answered, or the signal server passed our OFFER or ANSWER on to it. */
   get isRemoteThere(): boolean {
     return this.#state.kind === "awake" && (this.#state.remote !== undefined || this.#delivered === true);

@@ -152,6 +152,8 @@ export type PeerEvent =
   | { readonly kind: "silent" }
   | { readonly kind: "path-error"; readonly endpoint: Endpoint; readonly code: string }
   | { readonly kind: "network-changed" }
+  /** Our packets may leave from another address now. */
+  | { readonly kind: "check-path" }
   /** Something of our side is better than when searches failed: UDP passes again, another address. */
   | { readonly kind: "search-again"; readonly reason: string }
   /** The remote went to sleep and we did not follow: it closed its ICE agent and gave its paths up. */
@@ -232,6 +234,10 @@ export function step(state: PeerConnectionState, event: PeerEvent, context: Peer
       return pathError(state, event.endpoint, event.code, context);
     case "network-changed":
       return restart({ ...state, iceFailures: 0, hadDirect: false }, "the local network changed", context);
+    case "check-path":
+      return state.direct?.kind === "ice"
+        ? { state, effects: [{ kind: "suspect-ice", heardFrom: undefined }] }
+        : unchanged(state);
     case "search-again":
       return state.rest ? restart(state, event.reason, context) : unchanged(state);
     case "remote-idle":
@@ -285,6 +291,7 @@ function stepIdle(state: IdleState, event: PeerEvent, context: PeerContext): Ste
     case "silent":
     case "path-error":
     case "network-changed":
+    case "check-path":
     case "search-again":
     case "remote-idle":
     case "signal-back":
