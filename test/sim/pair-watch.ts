@@ -5,10 +5,12 @@ import { isDirectPossible } from "./internet.ts";
 import type { SimAgent, SimMachine } from "./sim-machine.ts";
 import type { PacketRecord, SimWorld } from "./sim-world.ts";
 
-/** Longest that two ends may differ about sleeping while signal works. */
+/** Longest that two ends may differ about sleeping while signal works and no message of theirs is under way. */
 const DISAGREEMENT_MAX: Millis = 2_000;
-/** The same where lost segments hold signal messages up. */
+/** The same with messages under way, which lost segments hold up. */
 const DISAGREEMENT_MAX_LOSSY: Millis = 6_000;
+/** What was sent before two ends slept may arrive so late. */
+const LATE: Millis = 10_000;
 /** A disturbance may take this long to be overcome before disagreements count. */
 const RECOVERY: Millis = 10_000;
 /** What may happen to a packet without anybody being to blame. */
@@ -47,6 +49,12 @@ export class PairWatch {
   readonly violations: string[] = [];
   readonly #world: SimWorld;
   readonly #differSince = new Map<string, Millis>();
+  /** When a signal message between the two was last under way. */
+  readonly #flyingAt = new Map<string, Millis>();
+  /** Since when both ends sleep. */
+  readonly #restSince = new Map<string, Millis>();
+  /** When a user last wanted the two to be awake. */
+  readonly #wantedAt = new Map<string, Millis>();
   #disturbedAt: Millis = 0;
   readonly #startedAt = new Map<SimMachine, Millis[]>();
   readonly #awakeSince = new Map<PeerConnection, Millis>();
@@ -63,10 +71,14 @@ export class PairWatch {
     run();
   }
 
-  /** A message about sleep got lost: the two may differ until their own clocks bring them together. */
+  /** A GO_IDLE of an end that sleeps already got lost: the two may differ until their own clocks bring them together. */
   noteLostIdle(from: PublicKey, to: PublicKey): void {
     const [a, b] = this.#world.machines.filter(({ publicKey }) => publicKey === from || publicKey === to);
-    if (a && b) this.#differSince.set(`${a.name} and ${b.name}`, Number.POSITIVE_INFINITY);
+    if (a && b) this.#differSince.set(nameOf(a, b), Number.POSITIVE_INFINITY);
+  }
+
+  noteWanted(a: SimMachine, b: SimMachine): void {
+    this.#wantedAt.set(nameOf(a, b), this.#world.now);
   }
 
   /** Who asks for sleep gives up what waits. */
@@ -104,7 +116,13 @@ export class PairWatch {
       }
       this.#checkAgent(machine);
     }
-    for (const a of machines) for (const b of machines) if (a.index < b.index) this.#checkAgreement(a, b);
+    for (const a of machines) {
+      for (const b of machines) {
+        if (a.index >= b.index) continue;
+        this.#checkAgreement(a, b);
+        this.#checkCause(a, b);
+      }
+    }
     if (time.pending > PENDING_MAX) this.#violate(`${time.pending} events are pending`);
   }
 
@@ -172,8 +190,8 @@ export class PairWatch {
   }
 
   #checkAgreement(a: SimMachine, b: SimMachine): void {
-    const { now, internet } = this.#world;
-    const name = `${a.name} and ${b.name}`;
+    const { now, signal } = this.#world;
+    const name = nameOf(a, b);
     if (!a.agent || !b.agent || a.peer(b).awake === b.peer(a).awake) {
       this.#differSince.delete(name);
       return;
@@ -184,14 +202,40 @@ export class PairWatch {
     }
     const since = this.#differSince.get(name) ?? now;
     this.#differSince.set(name, since);
+    if (signal.isFlying(a.publicKey, b.publicKey)) this.#flyingAt.set(name, now);
     const counted = now - Math.max(since, this.#disturbedAt + RECOVERY);
-    if (counted <= (internet.loss > 0 ? DISAGREEMENT_MAX_LOSSY : DISAGREEMENT_MAX)) return;
+    const silent = now - (this.#flyingAt.get(name) ?? 0);
+    if (counted <= DISAGREEMENT_MAX_LOSSY && Math.min(counted, silent) <= DISAGREEMENT_MAX) return;
     // An agent that died and came back is asleep to one that is awake to its former life, until that one says something.
     const former = this.#knowsFormerLife(a, b) || this.#knowsFormerLife(b, a);
     if (former && counted <= FORMER_LIFE_MAX) return;
     this.#differSince.set(name, Number.POSITIVE_INFINITY);
     const story = `${a.peer(b).status} (${a.peer(b).reason}) / ${b.peer(a).status} (${b.peer(a).reason})`;
     this.#violate(`${name} differ about sleep for ${Math.round(counted)} ms: ${story}`);
+  }
+
+  /** Two that both sleep stay asleep until there is a packet, or a user or a setting wants them awake. */
+  #checkCause(a: SimMachine, b: SimMachine): void {
+    const { now, packets, signal } = this.#world;
+    const name = nameOf(a, b);
+    const [x, y] = [a.agent && a.peer(b), b.agent && b.peer(a)];
+    if (!x?.awake && !y?.awake) {
+      // A message of theirs that is held up may still wake them.
+      if (signal.isFlying(a.publicKey, b.publicKey)) this.#restSince.set(name, Number.POSITIVE_INFINITY);
+      else if (!(this.#restSince.get(name)! < now)) this.#restSince.set(name, now);
+      return;
+    }
+    const since = this.#restSince.get(name) ?? now;
+    this.#restSince.delete(name);
+    // So may a relayed handshake.
+    if (now - Math.max(since, this.#disturbedAt) <= LATE || (this.#wantedAt.get(name) ?? -1) >= since) return;
+    const isPermanent = ([at, of]: readonly [SimMachine, SimMachine]): boolean =>
+      at.agent !== undefined && !at.agent.engine.connections.decisionOf(of.publicKey).lazy;
+    if (isPermanent([a, b]) || isPermanent([b, a])) return;
+    for (const { from, to, sentAt } of packets.values())
+      if (sentAt >= since && ((from === a && to === b) || (from === b && to === a))) return;
+    const [at, peer] = x?.awake ? [a, x] : [b, y!];
+    this.#violate(`${at.name} woke ${peer.info.fqdn} without cause: ${peer.reason}`);
   }
 
   #signalWorks(machine: SimMachine): boolean {
@@ -232,4 +276,9 @@ export class PairWatch {
 
 function describe({ id, from, to, sentAt }: PacketRecord): string {
   return `packet ${id} of ${from.name} to ${to.name} at ${Math.round(sentAt)} ms`;
+}
+
+/** Of a pair, whichever comes first. */
+function nameOf(a: SimMachine, b: SimMachine): string {
+  return a.index < b.index ? `${a.name} and ${b.name}` : `${b.name} and ${a.name}`;
 }

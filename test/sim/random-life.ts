@@ -3,6 +3,7 @@ import { Body_Type } from "#gen/signal_pb.ts";
 import { NAT_KINDS, STUN_SERVERS } from "./internet.ts";
 import { PairWatch } from "./pair-watch.ts";
 import type { MachineSettings, SimMachine } from "./sim-machine.ts";
+import type { Dialect } from "./sim-signal.ts";
 import { RELAY_URLS, SimWorld } from "./sim-world.ts";
 
 /*
@@ -141,7 +142,8 @@ class RandomLife {
       let left = 1;
       world.signal.swallow = (from, to, body) => {
         const hit = body.type === Body_Type.GO_IDLE && left-- > 0;
-        if (hit) world.time.after(0, () => this.#watch.noteLostIdle(from, to));
+        // Steps of an agreement are repeated.
+        if (hit && !body.perch?.sleep) world.time.after(0, () => this.#watch.noteLostIdle(from, to));
         return hit;
       };
       return;
@@ -191,6 +193,7 @@ class RandomLife {
       this.#watch.noteAskedToSleep(a, b);
     } else if (dice < 0.7) {
       connections.wake(b.publicKey, "asked to");
+      this.#watch.noteWanted(a, b);
       this.#talking.add([a.index, b.index].sort().join());
     } else if (dice < 0.85) {
       a.agent.engine.setLazy(!connections.lazy);
@@ -217,8 +220,10 @@ class RandomLife {
     });
     // The pauses of the clients between two attempts are their own; the time of the peers counts from when servers are there.
     const isServed = ({ agent }: SimMachine): boolean => agent!.signal.connected && agent!.relay.home.connected;
-    await world.until(RECONNECT_MAX, () => machines.every(isServed));
-    check();
+    await world.until(RECONNECT_MAX, () => {
+      check();
+      return machines.every(isServed);
+    });
     const pairs = [...this.#talking].map((text) => text.split(",").map((index) => machines[Number(index)]!)) as [
       SimMachine,
       SimMachine,
@@ -296,12 +301,15 @@ class SimWorldDraft {
       relays: [pick(urls)],
       forceRelay: random() < 0.05,
     }));
+    // Most worlds have agents of this version alone; in the others each may be of another.
+    const dialects: Dialect[] = ["perch", "stock", "perch without sleep agreement"];
+    if (random() < 0.3) this.#machines = this.#machines.map((machine) => ({ ...machine, dialect: pick(dialects) }));
   }
 
   get story(): string {
     const machines = this.#machines.map(
-      ({ nat, lazy, relays, forceRelay }) =>
-        `${nat}${lazy ? "" : " permanent"}${forceRelay ? " relay-only" : ""}@${relays?.join().at(-4)}`,
+      ({ nat, lazy, relays, forceRelay, dialect = "perch" }) =>
+        `${nat}${lazy ? "" : " permanent"}${forceRelay ? " relay-only" : ""}${dialect === "perch" ? "" : ` (${dialect})`}@${relays?.join().at(-4)}`,
     );
     return `${machines.join(", ")}; delay ${this.#delay} loss ${this.loss} jitter ${this.jitter} repeats ${this.repetition} lag ${this.lag} threshold ${this.#machines[0]!.threshold}`;
   }

@@ -39,6 +39,11 @@ export class ServerStream {
     return this.#state !== "closed";
   }
 
+  /** What is sent now arrives, if late. */
+  get live(): boolean {
+    return this.#state === "open";
+  }
+
   /** Runs at the server, one delay later. `cargo`: the datagram that is lost when the connection ends first. */
   toServer(run: () => void, cargo?: Uint8Array): void {
     this.#carry(this.#up, run, cargo);

@@ -11,7 +11,7 @@ import { Nat, type NatKind, type NetworkHost, STUN_SERVERS } from "./internet.ts
 import type { StreamHost } from "./server-stream.ts";
 import { SimPlane } from "./sim-plane.ts";
 import { SimRelayClient } from "./sim-relay.ts";
-import { SimSignalClient } from "./sim-signal.ts";
+import { type Dialect, SimSignalClient } from "./sim-signal.ts";
 import type { SimWorld } from "./sim-world.ts";
 import { MachineClock } from "./virtual-time.ts";
 
@@ -25,6 +25,8 @@ export interface MachineSettings {
   /** Relays this agent may choose its home from; all by default. */
   readonly relays?: readonly string[];
   readonly forceRelay?: boolean;
+  /** Default: this version's. */
+  readonly dialect?: Dialect;
   /** The NAT forgets a mapping nobody used for this long; 0 = never. */
   readonly natLifetime?: number;
 }
@@ -127,7 +129,8 @@ export class SimMachine implements StreamHost {
     });
     const log = this.#logger();
     const device = new EmbeddedDevice({ clock, log, plane }, { privateKey: key, mtu: 1420, peerCapacity: 256 });
-    const signal = new SimSignalClient({ clock, server: world.signal, host: this, key: this.publicKey });
+    const { dialect = "perch" } = this.settings;
+    const signal = new SimSignalClient({ clock, server: world.signal, host: this, key: this.publicKey, dialect });
     const relay = new SimRelayClient({ clock, internet, host: this, servers: world.relays, key: this.publicKey });
     const deps = {
       clock,

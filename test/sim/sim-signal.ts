@@ -1,9 +1,9 @@
-import { fromBinary, toBinary } from "@bufbuild/protobuf";
+import { clone, create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { Backoff } from "#base/backoff.ts";
 import { Emitter } from "#base/emitter.ts";
 import type { PublicKey } from "#base/keys.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
-import { type Body, Body_Type, BodySchema } from "#gen/signal_pb.ts";
+import { type Body, Body_Type, BodySchema, PerchExtensionSchema } from "#gen/signal_pb.ts";
 import { type SendOutcome, SendQueue, type Transmit } from "#signal/client/send-queue.ts";
 import {
   PROBE_GAP_MS,
@@ -22,6 +22,14 @@ import { ServerStream, type StreamHost } from "./server-stream.ts";
 /** Round trips until a registration stands: TCP, TLS, the stream. */
 const REGISTER_ROUND_TRIPS = 3;
 
+/** A message between two agents that has not arrived. */
+interface Flight {
+  readonly from: PublicKey;
+  readonly to: PublicKey;
+  /** The connection it is on. */
+  stream: ServerStream;
+}
+
 interface Registration {
   readonly stream: ServerStream;
   readonly receive: (from: PublicKey, body: Uint8Array) => void;
@@ -31,6 +39,7 @@ interface Registration {
 export class SimSignalServer {
   readonly #internet: Internet;
   readonly #registered = new Map<PublicKey, Registration>();
+  readonly #flights = new Set<Flight>();
   #running = true;
   /** Messages passed on, for budgets. */
   passed = 0;
@@ -87,17 +96,53 @@ export class SimSignalServer {
     return stream;
   }
 
+  /** A message leaves on its sender's connection. */
+  depart(from: PublicKey, to: PublicKey, stream: ServerStream): Flight {
+    const flight: Flight = { from, to, stream };
+    this.#flights.add(flight);
+    return flight;
+  }
+
+  /** A message between the two is under way, in either direction. */
+  isFlying(a: PublicKey, b: PublicKey): boolean {
+    for (const flight of this.#flights) {
+      const { from, to, stream } = flight;
+      if (!stream.live) this.#flights.delete(flight);
+      else if ((from === a && to === b) || (from === b && to === a)) return true;
+    }
+    return false;
+  }
+
   /** A message that arrived at the server; what is known of its delivery. */
-  pass(from: PublicKey, to: PublicKey, bytes: Uint8Array): boolean {
+  pass(flight: Flight, bytes: Uint8Array): boolean {
+    const { from, to } = flight;
     const body = fromBinary(BodySchema, bytes);
     this.observe(from, to, body);
     const registration = this.#registered.get(to);
-    if (!registration) return false;
-    if (this.swallow(from, to, body)) return true;
-    this.passed++;
-    registration.stream.toClient(() => registration.receive(from, bytes));
-    return true;
+    const isSwallowed = registration !== undefined && this.swallow(from, to, body);
+    if (registration && !isSwallowed) {
+      this.passed++;
+      flight.stream = registration.stream;
+      registration.stream.toClient(() => {
+        this.#flights.delete(flight);
+        registration.receive(from, bytes);
+      });
+    } else this.#flights.delete(flight);
+    return registration !== undefined;
   }
+}
+
+/** What the agent's version leaves out of a message, of its own and of others. */
+export type Dialect = "perch" | "perch without sleep agreement" | "stock";
+
+function speak(body: Body, dialect: Dialect): Body {
+  if (dialect === "perch" || !body.perch) return body;
+  const spoken = clone(BodySchema, body);
+  delete spoken.perch;
+  const { candidates, nat } = body.perch;
+  if (dialect === "perch without sleep agreement" && body.type !== Body_Type.GO_IDLE)
+    spoken.perch = create(PerchExtensionSchema, { candidates, ...(nat && { nat }) });
+  return spoken;
 }
 
 export interface SimSignalClientDeps {
@@ -105,6 +150,7 @@ export interface SimSignalClientDeps {
   readonly server: SimSignalServer;
   readonly host: StreamHost;
   readonly key: PublicKey;
+  readonly dialect: Dialect;
 }
 
 /**
@@ -149,7 +195,7 @@ export class SimSignalClient {
   }
 
   send(to: PublicKey, body: Body): Promise<SendOutcome> {
-    const frame = toBinary(BodySchema, body);
+    const frame = toBinary(BodySchema, speak(body, this.#deps.dialect));
     this.#recipients.set(frame, to);
     return this.#queue.push(to, frame, body.type === Body_Type.CANDIDATE);
   }
@@ -198,7 +244,7 @@ export class SimSignalClient {
       receive: (from, bytes) => {
         if (stream !== this.#stream || this.#closed) return;
         this.#watchSilence();
-        this.events.emit("message", { from, body: fromBinary(BodySchema, bytes) });
+        this.events.emit("message", { from, body: speak(fromBinary(BodySchema, bytes), this.#deps.dialect) });
       },
     });
     this.#stream = stream;
@@ -218,8 +264,9 @@ export class SimSignalClient {
       const timer = clock.after(timeoutMs, () =>
         settle({ kind: "failed", error: new SignalError("signal-send-timeout", "not passed on"), retry: false }),
       );
+      const flight = server.depart(key, this.#recipients.get(frame)!, stream);
       stream.toServer(() => {
-        const delivered = server.pass(key, this.#recipients.get(frame)!, frame);
+        const delivered = server.pass(flight, frame);
         stream.toClient(() => settle({ kind: "passed", delivered }));
       });
       return () => {
