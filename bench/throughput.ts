@@ -1,10 +1,10 @@
 import { once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
+import { buildForeign, WIREGUARD_GO } from "../lab/foreign-program.ts";
 import type { FloodOptions } from "../lab/handshake-flooder.ts";
 import { ensurePrivileges } from "../lab/rootless.ts";
 import { type Bench, type BenchOptions, type BenchResult, quantile } from "./bench.ts";
-import { buildWireGuardGo } from "./foreign-wireguard-go.ts";
 import { OUTER_PORT, type Program, TunnelPair } from "./tunnel-pair.ts";
 
 /** A session's own timers (10 s, 15 s) are over after this. */
@@ -38,17 +38,13 @@ interface Setup {
  */
 export const bench: Bench = async (options) => {
   await ensurePrivileges();
-  await using stack = new AsyncDisposableStack();
   const programs: Program[] = [
     { kind: "perch", name: "perch" },
     { kind: "wireguard-go", name: "wireguard-go (Debian)", binary: "wireguard-go" },
   ];
-  const built = await buildWireGuardGo();
-  if (typeof built === "string") options.say(`without the newest wireguard-go: ${built}`);
-  else {
-    const { binary, version } = stack.use(built);
-    programs.push({ kind: "wireguard-go", name: `wireguard-go ${version}`, binary });
-  }
+  const built = await buildForeign(WIREGUARD_GO, "newest");
+  if (built.kind === "missing") options.say(`without the newest wireguard-go: ${built.reason}`);
+  else programs.push({ kind: "wireguard-go", name: `wireguard-go ${built.version}`, binary: built.binary });
   const { PERCH_BENCH_BASELINE: checkout } = process.env;
   if (checkout !== undefined) programs.push({ kind: "perch", name: `perch in ${checkout}`, checkout });
   const results: BenchResult[] = [];

@@ -5,7 +5,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { PrivateKey } from "#base/keys.ts";
 import type { FloodOptions } from "../../lab/handshake-flooder.ts";
-import { delivered, Lab, missingForLab, OurDevice, ping, WireGuardGo } from "./wireguard-lab.ts";
+import { delivered, Judge, Lab, missingForLab, OurDevice, ping } from "./wireguard-lab.ts";
 
 const skip = missingForLab() ?? false;
 const A = "10.99.0.1";
@@ -99,7 +99,7 @@ describe("a device under load and wireguard-go", { skip, timeout: 60_000 }, () =
   it("agree on a cookie: the repeated initiation carries it and is answered", async () => {
     await using undo = new AsyncDisposableStack();
     const lab = undo.use(await Lab.create());
-    const theirs = await WireGuardGo.start(lab, [`${B}/24`], 51821);
+    const theirs = await Judge.start(lab, [`${B}/24`], 51821);
     const ours = await OurDevice.start(lab, [`${A}/24`]);
     undo.defer(() => ours.close());
     await ours.request({ op: "setPeer", key: theirs.publicKey, mode: "awake", allowedIps: [`${B}/32`] });

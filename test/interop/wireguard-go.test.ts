@@ -3,52 +3,10 @@ import { once } from "node:events";
 import { describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { delivered, Lab, missingForLab, OurDevice, ping, WireGuardGo } from "./wireguard-lab.ts";
+import { delivered, missingForLab, ping } from "./wireguard-lab.ts";
+import { connect, HERE4, HERE6, OUTSIDE4, OUTSIDE6, PSK, THERE4, THERE6 } from "./wireguard-meeting.ts";
 
 const skip = missingForLab() ?? false;
-const PSK = Buffer.alloc(32, 0x5a).toString("base64");
-const HERE4 = "10.99.0.1";
-const THERE4 = "10.99.0.2";
-const HERE6 = "fd99::1";
-const THERE6 = "fd99::2";
-const HERE = [`${HERE4}/24`, `${HERE6}/64`];
-const THERE = [`${THERE4}/24`, `${THERE6}/64`];
-const OUTSIDE4 = "10.77.0.2:51821";
-const OUTSIDE6 = "[fd77::2]:51821";
-
-/** Two hosts and a pair of tunnel ends that know each other. */
-async function connect(options: {
-  readonly mode?: "asleep" | "awake";
-  readonly path?: string;
-  readonly presharedKey?: string | undefined;
-  readonly theyKnowUs?: string;
-  readonly setup?: Parameters<typeof OurDevice.start>[2];
-}) {
-  const { presharedKey } = options;
-  await using undo = new AsyncDisposableStack();
-  const lab = undo.use(await Lab.create());
-  const theirs = await WireGuardGo.start(lab, THERE, 51821);
-  const ours = await OurDevice.start(lab, HERE, options.setup);
-  undo.defer(() => ours.close());
-  await theirs.setPeer(ours.publicKey, {
-    allowedIps: [`${HERE4}/32`, `${HERE6}/128`],
-    presharedKey,
-    ...(options.theyKnowUs === undefined ? {} : { endpoint: options.theyKnowUs }),
-  });
-  const setPeer = (mode: "asleep" | "awake"): Promise<unknown> =>
-    ours.request({
-      op: "setPeer",
-      key: theirs.publicKey,
-      mode,
-      allowedIps: [`${THERE4}/32`, `${THERE6}/128`],
-      presharedKey,
-    });
-  const setPath = (path: string): Promise<unknown> => ours.request({ op: "setPath", key: theirs.publicKey, path });
-  await setPeer(options.mode ?? "awake");
-  if (options.path) await setPath(options.path);
-  const stack = undo.move();
-  return { lab, ours, theirs, setPeer, setPath, [Symbol.asyncDispose]: () => stack.disposeAsync() };
-}
 
 describe("the embedded device and wireguard-go", { skip, timeout: 60_000, concurrency: 3 }, () => {
   for (const presharedKey of [undefined, PSK]) {

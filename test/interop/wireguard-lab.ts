@@ -1,6 +1,6 @@
 import { type ChildProcess, execFile, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync } from "node:fs";
+import { existsSync, rmSync } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -37,7 +37,7 @@ let interfaces = 0;
 /**
  * Two hosts on one wire.
  *
- *   here (our device)                         there (wireguard-go)
+ *   here (our device)                         there (the judge)
  *   10.77.0.1, fd77::1  ---- veth pair ----   10.77.0.2, fd77::2
  */
 export class Lab implements AsyncDisposable {
@@ -146,8 +146,18 @@ export async function delivered(device: OurDevice, expected: number, work: () =>
   }
 }
 
-/** wireguard-go in `there`, with one peer. */
-export class WireGuardGo {
+/** A program that runs a WireGuard interface and is configured by `wg`. */
+export interface JudgeProgram {
+  readonly binary: string;
+  /** Before the interface's name. */
+  readonly args: readonly string[];
+}
+
+/** Debian's. */
+export const DEBIAN_WIREGUARD_GO: JudgeProgram = { binary: "wireguard-go", args: ["-f"] };
+
+/** Another WireGuard in `there`, with one peer. */
+export class Judge {
   readonly name: string;
   readonly publicKey: PublicKey;
   readonly #lab: Lab;
@@ -161,19 +171,27 @@ export class WireGuardGo {
   }
 
   /** `addresses`: of the tunnel interface, with prefix length. */
-  static async start(lab: Lab, addresses: readonly string[], port: number): Promise<WireGuardGo> {
-    const go = new WireGuardGo(lab, lab.interfaceName());
-    const child = lab.spawn(lab.there, "wireguard-go", ["-f", go.name], "silent");
-    for (let tries = 0; !existsSync(`/var/run/wireguard/${go.name}.sock`); tries++) {
-      if (tries > 100 || child.exitCode !== null) throw new Error("wireguard-go does not start");
+  static async start(
+    lab: Lab,
+    addresses: readonly string[],
+    port: number,
+    program: JudgeProgram = DEBIAN_WIREGUARD_GO,
+  ): Promise<Judge> {
+    const judge = new Judge(lab, lab.interfaceName());
+    const socket = `/var/run/wireguard/${judge.name}.sock`;
+    const child = lab.spawn(lab.there, program.binary, [...program.args, judge.name], "silent");
+    // boringtun leaves its socket behind.
+    child.once("exit", () => rmSync(socket, { force: true }));
+    for (let tries = 0; !existsSync(socket); tries++) {
+      if (tries > 100 || child.exitCode !== null) throw new Error(`${program.binary} does not start`);
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
-    await go.#feed(["private-key"], go.#privateKey.toBase64());
-    await go.set("listen-port", String(port));
-    await lab.ip(lab.there, "link", "set", go.name, "mtu", "1420", "up");
+    await judge.#feed(["private-key"], judge.#privateKey.toBase64());
+    await judge.set("listen-port", String(port));
+    await lab.ip(lab.there, "link", "set", judge.name, "mtu", "1420", "up");
     for (const address of addresses)
-      await lab.ip(lab.there, "addr", "add", address, "dev", go.name, ...(address.includes(":") ? ["nodad"] : []));
-    return go;
+      await lab.ip(lab.there, "addr", "add", address, "dev", judge.name, ...(address.includes(":") ? ["nodad"] : []));
+    return judge;
   }
 
   async set(...args: readonly string[]): Promise<void> {
@@ -190,7 +208,7 @@ export class WireGuardGo {
     else await this.set(...args);
   }
 
-  /** Endpoint of the only peer, as wireguard-go sees it. */
+  /** Endpoint of the only peer, as the judge sees it. */
   async endpoint(): Promise<string> {
     return (await this.#lab.exec(this.#lab.there, "wg", "show", this.name, "endpoints")).trim().split("\t")[1]!;
   }
@@ -312,6 +330,14 @@ export class OurDevice {
         resolve(event.payload);
       });
     });
+  }
+
+  /** Events come over a channel: what a packet caused may be told after the packet arrived. */
+  async waitForCount(name: keyof DeviceEvents, count: number): Promise<void> {
+    for (let tries = 0; this.count(name) < count; tries++) {
+      if (tries === 100) throw new Error(`${this.count(name)} of ${count} events ${name} in 2 s`);
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
   }
 
   async counter(name: string): Promise<number> {
