@@ -6,7 +6,7 @@ import { dirname } from "node:path";
  * its first byte on. What a crash leaves beside it, named `.new`, goes with the next write; two processes must not write one
  * file. Throws what the file system throws, and leaves nothing behind then.
  */
-export function writeFileAtomically(path: string, content: string, mode = 0o600): void {
+export function writeFileAtomically(path: string, content: string | Uint8Array, mode = 0o600): void {
   const draft = `${path}.new`;
   try {
     rmSync(draft, { force: true });

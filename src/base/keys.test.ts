@@ -53,6 +53,40 @@ describe("key pairs", () => {
       assert.throws(() => key.sharedSecret(hex(low)), { code: "key-degenerate" });
   });
 
+  test("keys pass as ASCII bytes, without a string", () => {
+    fc.assert(
+      fc.property(keyBytes, (bytes) => {
+        const key = PrivateKey.fromBytes(bytes);
+        const text = key.encode();
+        assert.equal(Buffer.from(text).toString("latin1"), key.toBase64());
+        assert.equal(PrivateKey.parse(text).toBase64(), key.toBase64());
+        assert.equal(PresharedKey.parse(text).toBase64(), key.toBase64());
+      }),
+    );
+    for (const bad of [
+      new Uint8Array(44),
+      new Uint8Array(0),
+      new Uint8Array(44).fill(200),
+      Buffer.from("A".repeat(44)),
+    ])
+      assert.throws(() => PrivateKey.parse(bad), { code: "key-malformed" });
+  });
+
+  test("no key lies in the memory that small buffers share", () => {
+    // Whoever asks for a small buffer gets a piece of it, with what was there before.
+    const pool = (): Buffer => Buffer.from(Buffer.from("x").buffer);
+    const known = PrivateKey.fromBytes(Uint8Array.from({ length: 32 }, (_, i) => 200 - 5 * i));
+    const secret = known.bytes();
+    const text = known.encode();
+    const key = PrivateKey.parse(text);
+    const psk = PresharedKey.parse(text);
+    key.keyObject();
+    key.publicKey;
+    PrivateKey.generate().publicKey;
+    assert.deepEqual(psk.bytes(), secret);
+    assert.equal(pool().indexOf(secret), -1);
+  });
+
   test("the caller of bytes gets a copy", () => {
     const key = PrivateKey.generate();
     const before = key.toBase64();

@@ -279,7 +279,12 @@ export function macWithState(key: Int32Array, bytes: Uint8Array, end: number = b
 /** MAC of the paper: keyed BLAKE2s with 16 bytes of output (the digest length is a parameter of the hash, not a cut). */
 export function mac(key: Uint8Array, ...parts: readonly Uint8Array[]): Uint8Array {
   const bytes = parts.length === 1 ? parts[0]! : Buffer.concat(parts);
-  if (bytes.length > 0) return macWithState(macState(key), bytes);
+  if (bytes.length > 0) {
+    const keyed = macState(key);
+    const out = macWithState(keyed, bytes);
+    keyed.fill(0);
+    return out;
+  }
   begin(state, 16, key.length);
   pad.fill(0);
   pad.set(key);
