@@ -1,6 +1,6 @@
 import { Command } from "commander";
 import type { DaemonClient } from "#agent/daemon/daemon-client.ts";
-import type { Peer } from "#gen/daemon_pb.ts";
+import { type Peer, PeerState } from "#gen/daemon_pb.ts";
 import { type DaemonOptions, withDaemon, withDaemonOption } from "./daemon-connection.ts";
 import { clean, print } from "./terminal.ts";
 
@@ -10,8 +10,8 @@ interface Verb {
   readonly name: string;
   readonly summary: string;
   readonly call: (client: DaemonClient, peer: string) => Promise<Peer>;
-  /** `state` is the peer's state and its reason in words. */
-  readonly tell: (state: string) => string;
+  /** `words` are the peer's state and its reason. */
+  readonly tell: (words: string, state: PeerState) => string;
 }
 
 const VERBS: readonly Verb[] = [
@@ -19,25 +19,26 @@ const VERBS: readonly Verb[] = [
     name: "wake",
     summary: "connect to a peer now",
     call: (client, peer) => client.wakePeer({ peer }),
-    tell: (state) => state,
+    tell: (words) => words,
   },
   {
     name: "sleep",
     summary: "let a peer sleep until there is traffic",
     call: (client, peer) => client.sleepPeer({ peer }),
-    tell: (state) => state,
+    // A Perch agent at the other end answers first; `perch why` knows what.
+    tell: (words, state) => (state === PeerState.IDLE ? words : `${words}; the other side was asked to sleep as well`),
   },
   {
     name: "pin",
     summary: "keep a peer connected, now and after restarts",
     call: (client, peer) => client.pinPeer({ peer, pinned: true }),
-    tell: (state) => `pinned, ${state}`,
+    tell: (words) => `pinned, ${words}`,
   },
   {
     name: "unpin",
     summary: "let a pinned peer sleep again",
     call: (client, peer) => client.pinPeer({ peer, pinned: false }),
-    tell: (state) => `no longer pinned, ${state}`,
+    tell: (words) => `no longer pinned, ${words}`,
   },
 ];
 
@@ -54,7 +55,8 @@ export function peersCommand(): Command {
           await withDaemon(options, async (client) => {
             const { stateName } = await import("./status-view.ts");
             const { fqdn, reason, state } = await verb.call(client, wanted);
-            print(`${clean(fqdn) || wanted}: ${verb.tell(`${stateName(state)}${reason ? `, ${clean(reason)}` : ""}`)}`);
+            const words = `${stateName(state)}${reason ? `, ${clean(reason)}` : ""}`;
+            print(`${clean(fqdn) || wanted}: ${verb.tell(words, state)}`);
           });
         }),
     );

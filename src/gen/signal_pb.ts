@@ -229,7 +229,7 @@ export const PerchExtensionSchema: GenMessage<PerchExtension> = /*@__PURE__*/
   messageDesc(file_signal, 2);
 
 /**
- * One step of an agreement about sleep (docs/adr/0003). All steps are GO_IDLE messages, which wake nobody.
+ * One step of an agreement about sleep (docs/adr/0004). All steps are GO_IDLE messages, which wake nobody.
  *
  * @generated from message signalexchange.PerchSleep
  */

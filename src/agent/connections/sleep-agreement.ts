@@ -3,7 +3,7 @@ import type { Millis } from "#base/time.ts";
 import type { SleepMessage } from "#signal/protocol/sleep-message.ts";
 
 /**
- * How two Perch agents agree to sleep (docs/adr/0003). Pure: no IO and no clock.
+ * How two Perch agents agree to sleep (docs/adr/0004). Pure: no IO and no clock.
  *
  *   this end                                         the other end
  *   no traffic for the threshold

@@ -4,7 +4,7 @@ import type { Millis } from "#base/time.ts";
 import { type Body, Body_Type, BodySchema, PerchSleep_Step, type PerchSleepSchema } from "#gen/signal_pb.ts";
 
 /**
- * A step of an agreement about sleep between two Perch agents (docs/adr/0003). Travels as GO_IDLE: no agent wakes for that,
+ * A step of an agreement about sleep between two Perch agents (docs/adr/0004). Travels as GO_IDLE: no agent wakes for that,
  * and one that does not know the step takes it for what it would follow anyway.
  */
 export type SleepMessage =
