@@ -99,7 +99,20 @@ test("losing every address is not told, the next address is", () => {
   machine.tell();
   assert.equal(machine.changes, 0);
   machine.set("eth0", "192.168.1.7").tell();
-  assert.equal(machine.changes, 1);
+  assert.deepEqual(machine.seen, ["moved"]);
+});
+
+test("an address that comes back is a move, with a default route or without", () => {
+  const machine = new Machine();
+  machine.routes = [];
+  machine.tell();
+  machine.seen.length = 0;
+  const { eth0 } = machine.interfaces;
+  delete machine.interfaces.eth0;
+  machine.tell();
+  machine.interfaces.eth0 = eth0!;
+  machine.tell();
+  assert.deepEqual(machine.seen, ["moved"]);
 });
 
 test("the end of a suspend is a change of network, addresses or not", () => {

@@ -110,7 +110,8 @@ export class NetworkWatch {
 }
 
 function compare(before: Place, after: Place): NetworkChange | undefined {
-  if (after.routes !== before.routes) return "moved";
+  // Back after a time without any address: what was under way then is dead.
+  if (after.routes !== before.routes || before.addresses.length === 0) return "moved";
   const lost = before.addresses.filter((address) => !after.addresses.includes(address));
   const networks = new Set(after.addresses.map(networkOf));
   if (lost.some((address) => !networks.has(networkOf(address)))) return "moved";
