@@ -170,6 +170,13 @@ const TABLE: readonly (readonly [title: string, Partial<AgentFacts>, Area, Findi
     /without tun-uso \(kernel 6.1.0\)/,
   ],
   ["GSO refused", status({ counters: new Map([["gso-disabled", 1]]) }), "device", "note", /switched off/],
+  [
+    "the data worker died",
+    status({ counters: new Map([["worker-restarts", 2]]) }),
+    "device",
+    "note",
+    /data worker died 2 times .* another took over/,
+  ],
   ["interface gone", { addresses: [HEALTHY.addresses[0]!] }, "interface", "problem", /perch0 is gone or down/],
   [
     "address taken away",

@@ -266,6 +266,12 @@ function examineDevice({ status, kernel }: AgentFacts): Finding[] {
     if (!device.features.includes(feature))
       findings.push(note("device", `without ${feature} (kernel ${kernel}): ${loss}`, ""));
   }
+  const restarts = counters.get("worker-restarts") ?? 0;
+  if (restarts > 0) {
+    const times = restarts === 1 ? "once" : `${restarts} times`;
+    const text = `the data worker died ${times} since the tunnel was built, and another took over`;
+    findings.push(note("device", text, "the daemon's log has the cause; please report it"));
+  }
   if ((counters.get("gso-disabled") ?? 0) > 0) {
     const text = "udp-gso was switched off: the way out of this machine refused it";
     findings.push(note("device", text, "see the driver of the network card, or of the tunnel below"));

@@ -128,6 +128,7 @@ export async function openSession(
 
   const { promise: ended, resolve: end } = Promise.withResolvers<SessionEnd>();
   device.events.on("gone", ({ reason }) => end({ needsLogin: false, reason: `the interface is gone: ${reason}` }));
+  device.events.on("worker-restarted", () => options.changed("none"));
   const stop = new AbortController();
   let syncing: Promise<void> | undefined;
   let rehearsal: Rehearsal | undefined;

@@ -1,4 +1,5 @@
 import { createInterface } from "node:readline";
+import type { Worker } from "node:worker_threads";
 import { parseIp } from "#base/ip.ts";
 import { DataPlane } from "#wireguard/worker/data-plane.ts";
 
@@ -16,6 +17,10 @@ const replace = (_key: string, value: unknown): unknown => {
 };
 const say = (message: unknown): void => void process.stdout.write(`${JSON.stringify(message, replace)}\n`);
 
+let worker: Worker | undefined;
+process.on("worker", (latest) => {
+  worker = latest;
+});
 const plane = await DataPlane.start(JSON.parse(process.argv[2]!));
 for (const name of [
   "wake",
@@ -27,6 +32,7 @@ for (const name of [
   "sessionEnded",
   "pathHint",
   "pathError",
+  "restarted",
   "gone",
 ] as const) {
   plane.events.on(name, (payload) => say({ event: name, payload }));
@@ -38,6 +44,13 @@ for await (const line of createInterface({ input: process.stdin })) {
   if (method === "exit") process.exit(7);
   if (method === "throw") throw new Error("thrown on purpose");
   if (method === "fall-through") break;
+  if (method === "kill-worker") {
+    // The thread ends when something brings it back from the kernel.
+    void worker?.terminate();
+    plane.dropStaged(1_000);
+    say({ id, result: null });
+    continue;
+  }
   if (method === "memory") {
     say({ id, result: process.memoryUsage.rss() });
     continue;
