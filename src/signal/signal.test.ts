@@ -520,3 +520,54 @@ test("close is idempotent, fails what waits and ends the registration", async ()
   assert.equal((await alice.client.send(alice.key.publicKey, numbered(1))).failure?.code, "signal-closed");
   await until("the registration to end", () => !signal.server.isRegistered(alice.key.publicKey));
 });
+
+test("a probe without an answer ends the connection after 3 s, and many probes at once ask once", async () => {
+  const asked: Uint8Array[] = [];
+  await using deaf = await fakeServer((payload) => void asked.push(payload));
+  const clock = new ManualClock();
+  await using alice = agent(deaf.uri, {}, clock);
+  alice.client.probe();
+  await until("registered", () => alice.client.connected);
+  for (let times = 0; times < 5; times++) alice.client.probe();
+  await until("the heartbeat", () => asked.length > 0);
+  await sleep(20);
+  assert.equal(asked.length, 1);
+  clock.advance(2_999);
+  assert.ok(alice.client.connected);
+  clock.advance(1);
+  assert.equal(alice.client.connected, false);
+});
+
+test("a probe that is answered changes nothing", async () => {
+  await using signal = await host();
+  const clock = new ManualClock();
+  await using alice = agent(signal.port.uri, {}, clock);
+  await until("registered", () => alice.client.connected);
+  alice.client.probe();
+  await sleep(50);
+  clock.advance(10_000);
+  await sleep(20);
+  assert.ok(alice.client.connected);
+  assert.equal(alice.client.counters().registrations, 1);
+});
+
+test("while the server is away a message is worth an attempt, at most one a second, and so is a word of its return", async () => {
+  const first = await host();
+  const { port, uri } = first.port;
+  const clock = new ManualClock();
+  await using alice = agent(uri, {}, clock);
+  await until("registered", () => alice.client.connected);
+  const attempts: boolean[] = [];
+  alice.client.events.on("state", ({ connected }) => attempts.push(connected));
+  await first[Symbol.asyncDispose]();
+  await until("the loss", () => attempts.length === 1);
+  alice.client.retryNow();
+  await until("a failed attempt", () => attempts.length === 2);
+  void alice.client.send(alice.key.publicKey, numbered(1));
+  await sleep(30);
+  assert.equal(attempts.length, 2, "too soon");
+  await using _second = await host({}, port);
+  alice.client.retryNow();
+  await until("back", () => alice.client.connected);
+  await until("what waited", () => alice.received.length === 1);
+});

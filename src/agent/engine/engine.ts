@@ -118,12 +118,19 @@ export class Engine {
         if (isHandshake(datagram) && this.relays.noteHandshake(from, server)) this.#relayChanged();
         this.connections.receiveRelayed(from, datagram);
       }),
-      relay.events.on("home", () => this.#relayChanged()),
+      relay.events.on("home", ({ connected }) => {
+        // They are mostly one server, and were away together.
+        if (connected) signal.retryNow();
+        this.#relayChanged();
+      }),
       relay.events.on("foreign", () => this.#relayChanged()),
       relay.events.on("lost", () => this.#relayChanged()),
       signal.events.on("message", ({ from, body }) => this.connections.receiveSignal(from, body)),
       signal.events.on("state", ({ connected }) => {
-        if (connected) this.connections.signalReturned();
+        if (connected) {
+          relay.retryNow();
+          this.connections.signalReturned();
+        }
         deps.changed(undefined);
       }),
     );

@@ -18,8 +18,8 @@ const INITIATION_GRACE: Millis = 100;
 /** Round trip through the relay while it is not measured. */
 const ASSUMED_ROUND_TRIP: Millis = 150;
 const MAX_INITIATION_RETRY: Millis = 4000;
-/** So many that nobody answered, half a minute: the peer is away, and further ones are as rare as OFFERs. */
-const EAGER_INITIATIONS = 12;
+/** So many that nobody answered, ten seconds: the peer is away, and further ones are as rare as OFFERs. */
+const EAGER_INITIATIONS = 8;
 const MAX_PATIENT_RETRY: Millis = 30_000;
 /** While an initiation is younger than this its answer may come: the device repeats it over a way that turns up. */
 const INITIATION_IN_FLIGHT: Millis = 1000;
@@ -102,7 +102,11 @@ export function initiate(state: AwakeState, context: PeerContext): Step {
       initiatedAt: paths.length === 0 ? state.initiatedAt : context.now,
       deadlines: { ...state.deadlines, initiate: context.now + delay },
     },
-    effects: paths.length === 0 ? [] : [{ kind: "initiate", paths }],
+    effects: [
+      ...(paths.length > 0 ? ([{ kind: "initiate", paths }] as const) : []),
+      // Twice without an answer: the connections that carried the messages may be dead.
+      ...(state.initiations >= 2 ? ([{ kind: "probe-servers" }] as const) : []),
+    ],
   };
 }
 

@@ -80,7 +80,7 @@ export class ForeignServers {
     if (!server) {
       server = {
         url,
-        backoff: new Backoff({ start: 500, factor: 2, ceiling: 2_000, jitter: 0.25 }),
+        backoff: new Backoff({ start: 500, factor: 2, ceiling: 1_800, jitter: 0.25 }),
         holders: new Set(),
         interest: new Set(),
         address,

@@ -71,8 +71,8 @@ type State =
 export class HomeRelay {
   readonly #deps: HomeRelayDeps;
   readonly #events: HomeRelayEvents;
-  /** Relayed peers must be back within 3 s of the relay: no pause is longer than 2.5 s. */
-  readonly #backoff = new Backoff({ start: 500, factor: 2, ceiling: 2_000, jitter: 0.25 });
+  /** Relayed peers must be back within 3 s of the relay: no pause is longer than 2.25 s. */
+  readonly #backoff = new Backoff({ start: 500, factor: 2, ceiling: 1_800, jitter: 0.25 });
   #servers: readonly string[] = [];
   #state: State = { kind: "off" };
   /** The latest home, as configured and as it names itself. */
@@ -142,6 +142,11 @@ export class HomeRelay {
     this.#backoff.reset();
     if (this.#state.kind === "waiting") this.#select(this.#servers);
     else if (this.#state.kind === "connected") this.#replace(this.#state);
+  }
+
+  /** Another server answers again, and the relays may be back with it: ends the pause before the next round. */
+  retryNow(): void {
+    if (this.#state.kind === "waiting") this.#select(this.#servers);
   }
 
   async close(): Promise<void> {

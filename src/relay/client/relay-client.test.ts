@@ -479,6 +479,61 @@ test("a relay that stops answering pings is left within 22 s", async () => {
   assert.equal(a.home.at(-1)?.error?.code, "relay-silent");
 });
 
+test("a probe without an answer ends the connection after 2 s, and many probes at once ping once", async () => {
+  const clock = new ManualClock();
+  await using relay = await fakeRelay({ mute: true });
+  await using a = agent(alice, [bob], clock);
+  a.client.setServers([relay.url]);
+  a.client.probe();
+  await until("home", () => a.client.home.connected);
+  let pings = 0;
+  relay.connections[0]!.on("ping", () => pings++);
+  for (let times = 0; times < 5; times++) a.client.probe();
+  await until("the ping", () => pings === 1);
+  clock.advance(1_999);
+  assert.ok(a.client.home.connected);
+  clock.advance(1);
+  assert.equal(a.client.home.connected, false);
+  assert.equal(a.home.at(-1)?.error?.code, "relay-silent");
+  await settle();
+  assert.equal(pings, 1);
+});
+
+test("a probe that is answered changes nothing, and foreign relays are asked as well", async () => {
+  const clock = new ManualClock();
+  await using home = await fakeRelay();
+  await using foreign = await fakeRelay();
+  await using a = agent(alice, [bob], clock);
+  a.client.setServers([home.url]);
+  await until("home", () => a.client.home.connected);
+  a.client.ensureServer(foreign.url, undefined, bob);
+  await until("the foreign relay", () => a.client.isConnected(foreign.url));
+  let pings = 0;
+  for (const relay of [home, foreign]) relay.connections[0]!.on("ping", () => pings++);
+  a.client.probe();
+  await until("both pings", () => pings === 2);
+  await sleep(20);
+  clock.advance(10_000);
+  await settle();
+  assert.ok(a.client.home.connected && a.client.isConnected(foreign.url));
+  assert.deepEqual([home.connections.length, foreign.connections.length], [1, 1]);
+});
+
+test("a word that servers are back ends the pause before the next attempt", async () => {
+  const clock = new ManualClock();
+  const first = await fakeRelay();
+  await using a = agent(alice, [bob], clock);
+  a.client.setServers([first.url]);
+  await until("home", () => a.client.home.connected);
+  await first[Symbol.asyncDispose]();
+  await until("the loss", () => !a.client.home.connected);
+  await using _second = await fakeRelay({}, first.port);
+  await settle();
+  assert.ok(!a.client.home.connected);
+  a.client.retryNow();
+  await until("home again", () => a.client.home.connected);
+});
+
 test("an idle home connection arms one timer and pings every 15 s", async () => {
   const clock = new ManualClock();
   await using relay = await fakeRelay();

@@ -260,6 +260,12 @@ export class RelayClient implements AsyncDisposable {
     this.#foreign.noteNetworkChange();
   }
 
+  /** Another server answers again, and the relays may be back with it: what waits for its next attempt is dialled now. */
+  retryNow(): void {
+    this.#home.retryNow();
+    this.#foreign.retryNow();
+  }
+
   /** Something else suggests that the network does not carry any more: the relays are asked for a sign of life. */
   probe(): void {
     this.#home.connection?.probe();

@@ -1,8 +1,9 @@
-import { connect as connectTcp, type Socket } from "node:net";
+import type { Socket } from "node:net";
 import { connect as connectTls } from "node:tls";
 import { WebSocket } from "ws";
 import { messageOf } from "#base/errors.ts";
 import { type IpAddress, parseIp } from "#base/ip.ts";
+import { dialTcp } from "#base/tcp-dial.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
 import { FrameWriter } from "../protocol/frame-writer.ts";
 import {
@@ -84,7 +85,9 @@ export interface RelayConnectionEvents {
 export class RelayConnection {
   readonly #clock: Clock;
   readonly #events: RelayConnectionEvents;
-  readonly #ws: WebSocket;
+  readonly #stopDialling: () => void;
+  /** Once TCP is there. */
+  #ws: WebSocket | undefined;
   readonly #writer: FrameWriter;
   #socket: Socket | undefined;
   #phase: "dialling" | "authenticating" | "ready" | "over" = "dialling";
@@ -111,24 +114,18 @@ export class RelayConnection {
       { mask: true, stallMs: STALL_MS, ...QUEUE },
     );
     this.#writer.pushOwn(encodeAuth(options.peerId, options.token));
-    const host = target.host.includes(":") ? `[${target.host}]` : target.host;
-    this.#ws = new WebSocket(`${target.tls ? "wss" : "ws"}://${host}:${target.port}${RELAY_PATH}`, {
-      perMessageDeflate: false,
-      followRedirects: false,
-      // Longer messages than the protocol has are skipped, not fatal; this only bounds memory.
-      maxPayload: 64 * 1024,
-      createConnection: () => {
-        this.#socket = dial(options);
-        return this.#socket;
+    this.#stopDialling = dialTcp(
+      deps.clock,
+      // An address in the URL itself is what its certificate is for.
+      {
+        host: target.serverName === undefined ? target.host : (options.address ?? target.host),
+        port: target.port,
       },
-    });
-    this.#ws.on("open", () => this.#opened());
-    this.#ws.on("message", (data, isBinary) => {
-      if (isBinary && Buffer.isBuffer(data) && this.#phase !== "over") this.#receive(data);
-    });
-    this.#ws.on("pong", () => this.#noteAlive());
-    this.#ws.on("error", (error) => this.#lose(this.#lossCode, messageOf(error), error));
-    this.#ws.on("close", () => this.#lose(this.#lossCode, "connection closed"));
+      {
+        connected: (socket) => this.#upgrade(socket, options),
+        failed: (error) => this.#lose("relay-unreachable", messageOf(error), error),
+      },
+    );
     this.#timer = this.#clock.after(DIAL_TIMEOUT_MS, () =>
       this.#lose("relay-unreachable", `no connection within ${DIAL_TIMEOUT_MS} ms`),
     );
@@ -201,7 +198,7 @@ export class RelayConnection {
     const late = new Promise<void>((resolve) => {
       timer = this.#clock.after(CLOSE_TIMEOUT_MS, resolve);
     });
-    const gone = new Promise<void>((resolve) => this.#ws.once("close", () => resolve()));
+    const gone = new Promise<void>((resolve) => this.#ws!.once("close", () => resolve()));
     await Promise.race([this.#writer.drain().then(() => this.#socket?.end()), late]);
     await Promise.race([gone, late]);
     timer?.cancel();
@@ -212,6 +209,29 @@ export class RelayConnection {
   abandon(): void {
     if (this.#phase !== "over") this.#over();
     this.#destroy();
+  }
+
+  /** TCP is there: TLS where wanted, then the WebSocket. */
+  #upgrade(tcp: Socket, { target, ca }: RelayConnectionOptions): void {
+    const host = target.host.includes(":") ? `[${target.host}]` : target.host;
+    const ws = new WebSocket(`${target.tls ? "wss" : "ws"}://${host}:${target.port}${RELAY_PATH}`, {
+      perMessageDeflate: false,
+      followRedirects: false,
+      // Longer messages than the protocol has are skipped, not fatal; this only bounds memory.
+      maxPayload: 64 * 1024,
+      createConnection: () => {
+        this.#socket = target.tls ? secure(tcp, target, ca) : tcp;
+        return this.#socket;
+      },
+    });
+    this.#ws = ws;
+    ws.on("open", () => this.#opened());
+    ws.on("message", (data, isBinary) => {
+      if (isBinary && Buffer.isBuffer(data) && this.#phase !== "over") this.#receive(data);
+    });
+    ws.on("pong", () => this.#noteAlive());
+    ws.on("error", (error) => this.#lose(this.#lossCode, messageOf(error), error));
+    ws.on("close", () => this.#lose(this.#lossCode, "connection closed"));
   }
 
   #opened(): void {
@@ -274,7 +294,7 @@ export class RelayConnection {
   #ping(timeoutMs: Millis): void {
     this.#pingSentAt = this.#clock.now();
     this.#arm(timeoutMs, () => this.#lose("relay-silent", `no sign of life for ${timeoutMs} ms after a ping`));
-    this.#ws.ping();
+    this.#ws?.ping();
   }
 
   #arm(delay: Millis, callback: () => void): void {
@@ -301,7 +321,8 @@ export class RelayConnection {
 
   #destroy(): void {
     this.#writer.destroy();
-    this.#ws.terminate();
+    this.#stopDialling();
+    this.#ws?.terminate();
     this.#socket?.destroy();
   }
 }
@@ -310,16 +331,11 @@ function reuse({ buffer }: Uint8Array): void {
   if (buffer instanceof ArrayBuffer && buffer.byteLength === SLAB_BYTES && slabs.length < SLABS_MAX) slabs.push(buffer);
 }
 
-function dial(options: RelayConnectionOptions): Socket {
-  const { target, ca } = options;
-  // An address in the URL itself is what its certificate is for.
-  const host = target.serverName === undefined ? target.host : (options.address ?? target.host);
-  if (!target.tls) return connectTcp({ host, port: target.port, noDelay: true });
+function secure(socket: Socket, { serverName }: RelayTarget, ca: string | undefined): Socket {
   return connectTls({
-    host,
-    port: target.port,
+    socket,
     ALPNProtocols: ["http/1.1"],
-    servername: target.serverName ?? "",
+    servername: serverName ?? "",
     ...(ca !== undefined && { ca }),
-  }).setNoDelay(true);
+  });
 }

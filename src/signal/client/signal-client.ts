@@ -15,6 +15,8 @@ import { SignalError } from "./signal-error.ts";
 
 /** Time for connecting and registering together. */
 export const REGISTER_TIMEOUT_MS: Millis = 10_000;
+/** While the server is away, a message to send is worth an attempt, this long after the last one began. */
+export const WANTED_RETRY_MS: Millis = 1_000;
 /** Without a message for so long, the client sends one to itself (1.6) and pings (1.4). */
 export const SILENCE_MS: Millis = 30_000;
 /** Time for the answer to that. */
@@ -93,6 +95,7 @@ export class SignalClient implements AsyncDisposable {
   #watch: Timer | undefined;
   #lastFrameAt: Millis = 0;
   #probedAt: Millis = Number.NEGATIVE_INFINITY;
+  #attemptedAt: Millis = Number.NEGATIVE_INFINITY;
   /** Frames of any kind ever received. */
   #frames = 0;
 
@@ -142,6 +145,8 @@ export class SignalClient implements AsyncDisposable {
       return Promise.resolve(failure(new SignalError("signal-message-too-large", text)));
     }
     this.#counters.sent++;
+    const isWaiting = this.#state.kind === "waiting";
+    if (isWaiting && this.#clock.now() - this.#attemptedAt >= WANTED_RETRY_MS) this.#connect();
     return this.#queue.push(to, encodeGrpcFrame(message), body.type === Body_Type.CANDIDATE);
   }
 
@@ -154,6 +159,11 @@ export class SignalClient implements AsyncDisposable {
     if (!connection.isOrphaned) return this.#probe(connection, QUICK_PROBE_TIMEOUT_MS);
     this.#connect();
     this.events.emit("state", { connected: false });
+  }
+
+  /** Another server answers again, and this one may be back with it: ends the pause before the next attempt. */
+  retryNow(): void {
+    if (this.#state.kind === "waiting") this.#connect();
   }
 
   /** Something else suggests that the network does not carry any more: asks the server for a sign of life. */
@@ -178,6 +188,7 @@ export class SignalClient implements AsyncDisposable {
 
   #connect(): void {
     this.#leave();
+    this.#attemptedAt = this.#clock.now();
     const { key, tls, ca } = this.#options;
     const connection = new SignalConnection(
       { clock: this.#clock },

@@ -1,10 +1,11 @@
 import { type ClientHttp2Session, type ClientHttp2Stream, connect, constants } from "node:http2";
-import { connect as connectTcp, type Socket } from "node:net";
+import type { Socket } from "node:net";
 import { networkInterfaces } from "node:os";
 import { connect as connectTls } from "node:tls";
 import { messageOf } from "#base/errors.ts";
 import type { PublicKey } from "#base/keys.ts";
-import type { Clock, Millis } from "#base/time.ts";
+import { dialTcp } from "#base/tcp-dial.ts";
+import type { Clock, Millis, Timer } from "#base/time.ts";
 import { decodeGrpcMessage, GrpcFrameReader, GrpcStatus } from "../protocol/grpc-wire.ts";
 import {
   DELIVERED_HEADER,
@@ -50,7 +51,10 @@ export class SignalConnection {
   readonly #clock: Clock;
   readonly #options: SignalConnectionOptions;
   readonly #events: SignalConnectionEvents;
-  readonly #session: ClientHttp2Session;
+  readonly #registerTimer: Timer;
+  readonly #stopDialling: () => void;
+  /** Once TCP is there. */
+  #session: ClientHttp2Session | undefined;
   #socket: Socket | undefined;
   #over = false;
 
@@ -58,25 +62,32 @@ export class SignalConnection {
     this.#clock = deps.clock;
     this.#options = options;
     this.#events = events;
-    const { host, port, tls, ca } = options;
-    const authority = `${tls ? "https" : "http"}://${host.includes(":") ? `[${host}]` : host}:${port}`;
-    this.#session = connect(authority, {
-      createConnection: () => {
-        this.#socket = tls
-          ? connectTls({
-              host,
-              port,
-              ALPNProtocols: ["h2"],
-              ...(!/^[\d.]+$|:/.test(host) && { servername: host }),
-              ...(ca !== undefined && { ca }),
-            }).setNoDelay(true)
-          : connectTcp({ host, port, noDelay: true });
-        return this.#socket;
-      },
+    this.#registerTimer = this.#clock.after(options.registerTimeoutMs, () =>
+      this.#lose("signal-silent", `not registered within ${options.registerTimeoutMs} ms`),
+    );
+    this.#stopDialling = dialTcp(this.#clock, options, {
+      connected: (socket) => this.#open(socket),
+      failed: (error) => this.#lose("signal-unreachable", messageOf(error), error),
     });
-    this.#session.on("error", (error) => this.#lose("signal-unreachable", messageOf(error), error));
-    this.#session.on("goaway", (code) => this.#lose("signal-unreachable", `server is going away (${code})`));
-    this.#session.on("close", () => this.#lose("signal-unreachable", "connection closed"));
+  }
+
+  /** TCP is there: TLS where wanted, HTTP/2, and the registration. */
+  #open(socket: Socket): void {
+    const { host, port, tls, ca } = this.#options;
+    const authority = `${tls ? "https" : "http"}://${host.includes(":") ? `[${host}]` : host}:${port}`;
+    this.#socket = tls
+      ? connectTls({
+          socket,
+          ALPNProtocols: ["h2"],
+          ...(!/^[\d.]+$|:/.test(host) && { servername: host }),
+          ...(ca !== undefined && { ca }),
+        })
+      : socket;
+    const session = connect(authority, { createConnection: () => this.#socket! });
+    session.on("error", (error) => this.#lose("signal-unreachable", messageOf(error), error));
+    session.on("goaway", (code) => this.#lose("signal-unreachable", `server is going away (${code})`));
+    session.on("close", () => this.#lose("signal-unreachable", "connection closed"));
+    this.#session = session;
     this.#register();
   }
 
@@ -156,7 +167,7 @@ export class SignalConnection {
 
   /** HTTP/2 ping; `done` is called when the answer comes, perhaps never. */
   ping(done: () => void): void {
-    if (this.#over || this.#session.destroyed) return;
+    if (this.#over || !this.#session || this.#session.destroyed) return;
     try {
       this.#session.ping((error) => {
         if (!error && !this.#over) done();
@@ -169,16 +180,14 @@ export class SignalConnection {
   /** Ends the connection without an event; idempotent. */
   close(): void {
     this.#over = true;
-    this.#session.destroy();
+    this.#registerTimer.cancel();
+    this.#stopDialling();
+    this.#session?.destroy();
   }
 
   #register(): void {
     const stream = this.#request(SIGNAL_STREAM_PATH, { [PEER_ID_HEADER]: this.#options.publicKey });
     if (!stream) return this.#lose("signal-unreachable", "cannot open a stream");
-    const { registerTimeoutMs } = this.#options;
-    const timer = this.#clock.after(registerTimeoutMs, () =>
-      this.#lose("signal-silent", `not registered within ${registerTimeoutMs} ms`),
-    );
     const reader = new GrpcFrameReader(SIGNAL_MESSAGE_MAX_BYTES);
     let ended = "";
     const readStatus = (headers: IncomingHeaders): void => {
@@ -186,7 +195,7 @@ export class SignalConnection {
       if (status !== undefined) ended = `status ${status}: ${decodeGrpcMessage(String(headers["grpc-message"] ?? ""))}`;
     };
     stream.on("response", (headers: IncomingHeaders) => {
-      timer.cancel();
+      this.#registerTimer.cancel();
       readStatus(headers);
       if (headers[":status"] !== 200)
         return this.#lose("signal-refused", `server answers with HTTP status ${headers[":status"]}`);
@@ -208,13 +217,12 @@ export class SignalConnection {
     stream.on("trailers", readStatus);
     stream.on("error", (error: Error) => this.#lose("signal-unreachable", messageOf(error), error));
     stream.on("close", () => {
-      timer.cancel();
       this.#lose(ended ? "signal-refused" : "signal-unreachable", ended || "stream ended");
     });
   }
 
   #request(path: string, metadata: Readonly<Record<string, string>>): ClientHttp2Stream | undefined {
-    if (this.#over || this.#session.destroyed || this.#session.closed) return undefined;
+    if (this.#over || !this.#session || this.#session.destroyed || this.#session.closed) return undefined;
     try {
       return this.#session.request({
         ":method": "POST",
