@@ -216,8 +216,9 @@ test("a peer that comes back right after every GO_IDLE is left alone for longer 
 });
 
 test("a wake that is called off while it waits for its turn lets the next packet ask again", () => {
-  const { device, manager, keys } = setup(MAX_NEGOTIATING + 1);
+  const { clock, device, manager, keys } = setup(MAX_NEGOTIATING + 1);
   for (const key of keys) device.packetTo(key);
+  clock.advance(500);
   const waiting = keys.at(-1)!;
   assert.equal(manager.waitingWakes, 1);
   manager.sleep(waiting, "perch peers sleep");

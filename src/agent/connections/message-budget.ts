@@ -33,20 +33,11 @@ export class MessageBudget {
     this.#balance = Math.max(-this.#burst, this.#balance - 1);
   }
 
-  /** Whether a wake may begin; a patient one leaves RESERVE. */
-  left(patient: boolean): boolean {
-    this.#fill();
-    return this.#balance >= this.#needed(patient);
-  }
-
-  /** Time until that will be so, if nothing is sent meanwhile. */
+  /** Time until a wake may begin, if nothing is sent meanwhile; a patient one leaves RESERVE. */
   timeUntil(patient: boolean): Millis {
     this.#fill();
-    return Math.ceil((Math.max(0, this.#needed(patient) - this.#balance) / this.#rate) * 1000);
-  }
-
-  #needed(patient: boolean): number {
-    return 1 + (patient ? RESERVE : 0);
+    const needed = 1 + (patient ? RESERVE : 0);
+    return Math.ceil((Math.max(0, needed - this.#balance) / this.#rate) * 1000);
   }
 
   #fill(): void {

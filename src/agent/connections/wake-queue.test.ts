@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { ManualClock } from "#base/time.ts";
 import { MessageBudget } from "./message-budget.ts";
-import { NEGOTIATION_PATIENCE, WAITING_PATIENCE, WakeQueue } from "./wake-queue.ts";
+import { NEGOTIATION_PATIENCE, WAITING_PATIENCE, WAKES_PER_TURN, WakeQueue } from "./wake-queue.ts";
 
 function setup(negotiating: number, { waiting = 100, rate = 1_000, burst = 1_000 } = {}) {
   const clock = new ManualClock();
@@ -25,7 +25,7 @@ function setup(negotiating: number, { waiting = 100, rate = 1_000, burst = 1_000
 }
 
 test("wakes start at once while there are places, then wait; the most urgent go first", () => {
-  const { started, queue } = setup(2);
+  const { clock, started, queue } = setup(2);
   queue.request("a", "background");
   queue.request("b", "background");
   queue.request("c", "background");
@@ -34,8 +34,23 @@ test("wakes start at once while there are places, then wait; the most urgent go 
   queue.request("f", "interactive");
   assert.deepEqual(started, ["a", "b"]);
   assert.equal(queue.waiting, 4);
-  for (const key of ["a", "f", "e", "d"]) queue.release(key);
+  for (const key of ["a", "f", "e", "d"]) {
+    queue.release(key);
+    clock.advance(10);
+  }
   assert.deepEqual(started, ["a", "b", "f", "e", "d", "c"]);
+});
+
+test("of very many wakes a few begin, then everybody else gets a turn", () => {
+  const { clock, started, queue } = setup(64);
+  for (let i = 0; i < 64; i++) queue.request(`${i}`, "interactive");
+  assert.equal(started.length, WAKES_PER_TURN);
+  clock.advance(9);
+  assert.equal(started.length, WAKES_PER_TURN);
+  clock.advance(1);
+  assert.equal(started.length, 2 * WAKES_PER_TURN);
+  clock.advance(1_000);
+  assert.equal(started.length, 64);
 });
 
 test("a background wake becomes interactive when somebody asks for it, and stays so", () => {
@@ -102,6 +117,7 @@ test("a wake whose turn does not come expires, that of a permanent peer waits on
 test("wakes begin as fast as the budget of messages allows, and the urgent need not wait for the others", () => {
   const { clock, started, queue, budget } = setup(1_000, { rate: 100, burst: 200 });
   for (let i = 0; i < 500; i++) queue.request(`b${i}`, "background");
+  clock.advance(400);
   assert.ok(started.length > 100 && started.length < 200, `${started.length} at once`);
   queue.request("now", "interactive");
   assert.equal(started.at(-1), "now");

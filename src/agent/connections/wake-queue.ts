@@ -11,6 +11,13 @@ export type WakePriority = (typeof WAKE_PRIORITIES)[number];
 /** Peers that may negotiate at the same moment; further wakes wait in order, urgent ones first. */
 export const MAX_NEGOTIATING = 64;
 
+/**
+ * A wake is most of a millisecond of work (keys, a handshake message, a sealed OFFER), and its retries come together as the
+ * wakes did: so many begin within TURN, that everybody else gets a turn in between.
+ */
+export const WAKES_PER_TURN = 5;
+const TURN: Millis = 10;
+
 /** A negotiation that proved nothing by then gives its place to the next; it goes on by itself. */
 export const NEGOTIATION_PATIENCE: Millis = 3000;
 
@@ -22,7 +29,7 @@ export const WAITING_PATIENCE: Millis = 60_000;
 export interface WakeQueueDeps<Key> {
   readonly clock: Clock;
   /** Wakes cost messages: while there are none left, they wait. Those that can keep some for those that cannot. */
-  readonly budget: Pick<MessageBudget, "left" | "timeUntil">;
+  readonly budget: Pick<MessageBudget, "timeUntil">;
   readonly start: (key: Key) => void;
   /** The wake does not take place; it may be requested again. */
   readonly turnAway: (key: Key, why: "refused" | "expired") => void;
@@ -48,6 +55,8 @@ export class WakeQueue<Key> {
   #timer: Timer | undefined;
   #timerAt: Millis | undefined;
   #admitting = false;
+  #turnAt: Millis = Number.NEGATIVE_INFINITY;
+  #begunInTurn = 0;
 
   constructor(deps: WakeQueueDeps<Key>, limits: WakeQueueLimits = {}) {
     this.#deps = deps;
@@ -118,7 +127,7 @@ export class WakeQueue<Key> {
       for (const priority of WAKE_PRIORITIES) {
         const keys = this.#waiting.get(priority)!;
         for (const key of keys.keys()) {
-          if (this.#running.size >= this.#maxNegotiating || !this.#deps.budget.left(isPatient(priority))) return;
+          if (this.#running.size >= this.#maxNegotiating || this.#timeUntilStart(priority) > 0) return;
           keys.delete(key);
           this.#begin(key);
         }
@@ -129,8 +138,20 @@ export class WakeQueue<Key> {
     }
   }
 
+  /** Until this turn is over, or the budget has something left again. */
+  #timeUntilStart(priority: WakePriority): Millis {
+    const { clock, budget } = this.#deps;
+    const turn = this.#begunInTurn < WAKES_PER_TURN ? 0 : Math.max(0, this.#turnAt + TURN - clock.now());
+    return Math.max(turn, budget.timeUntil(isPatient(priority)));
+  }
+
   #begin(key: Key): void {
     const { clock, start } = this.#deps;
+    if (clock.now() - this.#turnAt >= TURN) {
+      this.#turnAt = clock.now();
+      this.#begunInTurn = 0;
+    }
+    this.#begunInTurn++;
     this.#running.set(
       key,
       clock.after(NEGOTIATION_PATIENCE, () => this.release(key)),
@@ -172,14 +193,14 @@ export class WakeQueue<Key> {
   }
 
   #nextAt(): Millis | undefined {
-    const { clock, budget } = this.#deps;
+    const { clock } = this.#deps;
     let next: Millis | undefined;
     for (const [priority, keys] of this.#waiting) {
       const oldest = keys.values().next().value;
       if (oldest === undefined) continue;
       const until: Millis[] = [];
       if (priority !== "background") until.push(oldest + WAITING_PATIENCE);
-      if (this.#running.size < this.#maxNegotiating) until.push(clock.now() + budget.timeUntil(isPatient(priority)));
+      if (this.#running.size < this.#maxNegotiating) until.push(clock.now() + this.#timeUntilStart(priority));
       for (const at of until) next = next === undefined ? at : Math.min(next, at);
     }
     return next;

@@ -73,7 +73,10 @@ test("a connection that is repeated after a second wakes its peer, be it one of 
   assert.equal(awake(world), SWEEP_BURST);
   clock.advance(1_000);
   for (let index = SWEEP_BURST; index < keys.length; index++) connect(index);
-  for (const key of keys) device.established(key);
+  for (const key of keys) {
+    device.established(key);
+    clock.advance(10);
+  }
   assert.equal(awake(world), 100);
 });
 
@@ -103,8 +106,9 @@ test("a flood towards a held peer is looked at a few times in a tenth of a secon
 });
 
 test("what somebody waits for goes before routers, and these before the rest", () => {
-  const { device, manager, keys } = setup(MAX_NEGOTIATING + 1);
+  const { clock, device, manager, keys } = setup(MAX_NEGOTIATING + 1);
   for (const key of keys.slice(0, -1)) device.packetTo(key);
+  clock.advance(500);
   const background = createInfo(1_000, "0.44.0");
   const router = { ...createInfo(1_001, "0.44.0"), routes: createInfo(1_002).allowedIps };
   manager.apply({ removed: [], changed: [], added: [background, router] });
@@ -114,8 +118,22 @@ test("what somebody waits for goes before routers, and these before the rest", (
   for (const [index, key] of order.entries()) {
     assert.equal(manager.find(key)!.status, "idle");
     device.established(keys[index]!);
+    clock.advance(10);
     assert.equal(manager.find(key)!.status, "connecting");
   }
+});
+
+test("a peer that is away gives its place to the next as soon as the signal server says so", async () => {
+  const { clock, device, signal, manager, keys } = setup(MAX_NEGOTIATING + 1);
+  signal.delivered = false;
+  for (const key of keys) device.packetTo(key);
+  clock.advance(500);
+  assert.equal(manager.wakes.waiting, 1);
+  await nextTurn();
+  clock.advance(10);
+  await nextTurn();
+  assert.deepEqual([manager.wakes.waiting, manager.wakes.negotiating], [0, 0]);
+  assert.ok(keys.every((key) => manager.find(key)!.status === "connecting"));
 });
 
 test("a wake that never gets its turn says so", () => {
@@ -232,12 +250,13 @@ test("switching lazy off and on moves peers of every kind, and drops none that i
   device.packetTo(grouped);
   const permanent = [old.key, pinned, target];
   const connected = [...permanent, grouped, mate];
+  clock.advance(100);
   for (const key of connected) device.established(key);
   const generations = connected.map((key) => manager.find(key)!.wokeAt);
   for (const lazy of [false, true, false, true]) {
     manager.setLazy(lazy);
-    for (const key of keys) device.established(key);
     clock.advance(1_000);
+    for (const key of keys) device.established(key);
     assert.deepEqual(
       connected.map((key) => manager.find(key)!.wokeAt),
       generations,
@@ -258,8 +277,9 @@ test("switching lazy off and on moves peers of every kind, and drops none that i
 });
 
 test("peers that wait for their turn to open when lazy is switched off go on waiting, and are let go when it is on again", () => {
-  const { device, sent, manager, keys } = setup(MAX_NEGOTIATING + 10);
+  const { clock, device, sent, manager, keys } = setup(MAX_NEGOTIATING + 10);
   manager.setLazy(false);
+  clock.advance(500);
   assert.equal(manager.wakes.waiting, 10);
   manager.setLazy(true);
   for (const key of keys.slice(0, MAX_NEGOTIATING)) device.established(key);
