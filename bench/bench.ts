@@ -3,9 +3,14 @@ export interface BenchResult {
   readonly name: string;
   readonly unit: string;
   readonly perch: number;
+  /** Of the same samples, when `perch` is their median. */
+  readonly p95?: number;
   /** The same measured of other programs in the same run, by program. */
   readonly others: Readonly<Record<string, number>>;
   readonly samples: number;
+  /** What `perch` and `p95` may be at most. */
+  readonly bar?: number;
+  readonly barP95?: number;
 }
 
 export interface BenchOptions {

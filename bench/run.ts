@@ -26,21 +26,37 @@ function machine(): string {
 
 function table(results: readonly BenchResult[]): string {
   const programs = [...new Set(results.flatMap(({ others }) => Object.keys(others)))];
-  // Behind each program: how many times Perch's value is its value.
-  const head = ["", "unit", "perch", ...programs.flatMap((program) => [program, "ratio"]), "samples"];
-  const rows = results.map(({ name, unit, perch, others, samples }) => [
-    name,
-    unit,
-    format(perch),
-    ...programs.flatMap((program) => [format(others[program]), ratio(perch, others[program])]),
-    String(samples),
-  ]);
+  // A column that no line fills is left out.
+  const has = (field: "p95" | "bar" | "barP95"): boolean => results.some((result) => result[field] !== undefined);
+  const columns = [
+    ...[
+      { title: "", of: ({ name }: BenchResult) => name },
+      { title: "unit", of: ({ unit }: BenchResult) => unit },
+    ],
+    { title: has("p95") ? "perch, median" : "perch", of: ({ perch }: BenchResult) => format(perch) },
+    ...(has("bar") ? [{ title: "at most", of: ({ perch, bar }: BenchResult) => verdict(perch, bar) }] : []),
+    ...(has("p95") ? [{ title: "p95", of: ({ p95 }: BenchResult) => format(p95) }] : []),
+    ...(has("barP95") ? [{ title: "at most", of: ({ p95, barP95 }: BenchResult) => verdict(p95, barP95) }] : []),
+    // Behind each program: how many times Perch's value is its value.
+    ...programs.flatMap((program) => [
+      { title: program, of: ({ others }: BenchResult) => format(others[program]) },
+      { title: "ratio", of: ({ perch, others }: BenchResult) => ratio(perch, others[program]) },
+    ]),
+    { title: "samples", of: ({ samples }: BenchResult) => String(samples) },
+  ];
+  const head = columns.map(({ title }) => title);
+  const rows = results.map((result) => columns.map(({ of }) => of(result)));
   const widths = head.map((title, column) => Math.max(title.length, ...rows.map((row) => row[column]!.length)));
   return [head, ...rows]
     .map((row) =>
       row.map((cell, column) => (column === 0 ? cell.padEnd(widths[0]!) : cell.padStart(widths[column]!))).join("  "),
     )
     .join("\n");
+}
+
+function verdict(value = Number.NaN, bar?: number): string {
+  if (bar === undefined) return "";
+  return `${format(bar)} ${value <= bar ? "ok" : "MISSED"}`;
 }
 
 function ratio(perch: number, other: number | undefined): string {

@@ -52,7 +52,13 @@ export class WakePair implements AsyncDisposable {
   }
 
   static async start(network: PerchNetwork, from: string, to: string): Promise<WakePair> {
-    return WakePair.of(await WakeEnd.start(network.agent(from)), await WakeEnd.start(network.agent(to)));
+    const ends = [await WakeEnd.start(network.agent(from)), await WakeEnd.start(network.agent(to))] as const;
+    try {
+      return await WakePair.of(...ends);
+    } catch (error) {
+      for (const end of ends) await end[Symbol.asyncDispose]();
+      throw error;
+    }
   }
 
   /** A pair of ends that are there already; disposing of it ends them too. */
