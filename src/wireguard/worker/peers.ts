@@ -7,6 +7,7 @@ export type PathKind = (typeof PathKind)[keyof typeof PathKind];
 
 const EXISTS = 1;
 const ASLEEP = 2;
+const NO_SESSIONS: readonly Session[] = [];
 
 /** Words of a socket address: `sockaddr_in6` is the longest with 28 bytes. */
 export const SOCKADDR_WORDS = 7;
@@ -27,8 +28,8 @@ export class Peer {
   /** The path takes many datagrams in one send. */
   gso = true;
 
-  /** Sessions from the oldest to the newest; only `current` sends. */
-  older: Session | undefined;
+  /** Sessions from the oldest to the newest, but `older`, which begins with the newest; only `current` sends. */
+  older: readonly Session[] = NO_SESSIONS;
   previous: Session | undefined;
   current: Session | undefined;
   next: Session | undefined;
@@ -67,7 +68,7 @@ export class Peer {
   }
 
   get hasSession(): boolean {
-    return (this.previous ?? this.current ?? this.next ?? this.older) !== undefined;
+    return (this.previous ?? this.current ?? this.next ?? this.older[0]) !== undefined;
   }
 }
 

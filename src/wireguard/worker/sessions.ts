@@ -5,6 +5,8 @@ import { ReplayWindow } from "./replay-window.ts";
 const KEY_BYTES = 32;
 const SESSION_KEY_BYTES = 2 * KEY_BYTES;
 const KEYS_PER_CHUNK = 1024;
+/** Sessions of a peer that three newer ones replaced and that still decrypt, until they expire. */
+export const OLDER_MAX = 4;
 
 /** One pair of transport keys (paper section 5.4.5). The keys lie in a KeyPool, so that OpenSSL can be given addresses. */
 export class Session {
@@ -84,8 +86,9 @@ class KeyPool {
  *                            once), the one that both sides choose alike is current and the other previous
  *   peer put to sleep        previous = current: it decrypts what is under way, a wake begins with a new handshake
  *
- * The session before previous is kept as `older`. The paper's rotation drops more: that one, the responder's previous, and
- * the initiator's current while there is a next. The peer may still be sending on those, and packets under way would be lost.
+ * Sessions before previous, OLDER_MAX at most, are kept as `older`. The paper's rotation drops more: those, the responder's
+ * previous, and the initiator's current while there is a next. The peer may still be sending on those, and packets under way
+ * would be lost: a link that comes back lets several handshakes through at once, ahead of what a relay held up.
  */
 export class Sessions {
   readonly #byIndex = new Map<number, Session>();
@@ -129,8 +132,7 @@ export class Sessions {
     if (!options.initiator) {
       if (peer.next) {
         // The peer may have begun to send with it, and its packets may have met a dead path: they come after this handshake.
-        this.#drop(peer.older);
-        peer.older = peer.next;
+        this.#keepOlder(peer, peer.next);
       }
       peer.next = session;
     } else if (
@@ -179,7 +181,7 @@ export class Sessions {
 
   /** Drops sessions of the peer that are `age` or older at `now`; all for age 0. */
   expire(peer: Peer, now: number, age: number): void {
-    for (const session of [peer.older, peer.previous, peer.current, peer.next]) {
+    for (const session of [...peer.older, peer.previous, peer.current, peer.next]) {
       if (session && now - session.createdAt >= age) this.#remove(session);
     }
   }
@@ -196,14 +198,19 @@ export class Sessions {
    * sessions within a round trip, and the remote may be sending with the third last.
    */
   #displace(peer: Peer): void {
-    this.#drop(peer.older);
-    peer.older = peer.previous;
+    if (peer.previous) this.#keepOlder(peer, peer.previous);
     peer.previous = undefined;
+  }
+
+  #keepOlder(peer: Peer, session: Session): void {
+    const kept = [session, ...peer.older];
+    if (kept.length > OLDER_MAX) this.#drop(kept.pop());
+    peer.older = kept;
   }
 
   #remove(session: Session): void {
     const { peer } = session;
-    if (peer.older === session) peer.older = undefined;
+    if (peer.older.includes(session)) peer.older = peer.older.filter((each) => each !== session);
     if (peer.previous === session) peer.previous = undefined;
     if (peer.current === session) peer.current = undefined;
     if (peer.next === session) peer.next = undefined;

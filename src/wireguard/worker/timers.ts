@@ -152,7 +152,7 @@ export class Timers {
     if (peer.newHandshakeDue !== 0) at = Math.min(at, peer.newHandshakeDue);
     if (peer.silentDue !== 0) at = Math.min(at, peer.silentDue);
     if (peer.persistentDue !== 0) at = Math.min(at, peer.persistentDue);
-    for (const session of [peer.older, peer.previous, peer.current, peer.next]) {
+    for (const session of [...peer.older, peer.previous, peer.current, peer.next]) {
       if (session) at = Math.min(at, session.createdAt + this.#limits.rejectAfterTime);
     }
     if (at !== Number.POSITIVE_INFINITY) this.#look(peer, at);
