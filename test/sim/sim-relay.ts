@@ -386,6 +386,11 @@ export class SimRelayClient {
     this.#foreign.noteNetworkChange();
   }
 
+  retryNow(): void {
+    this.#home.retryNow();
+    this.#foreign.retryNow();
+  }
+
   probe(): void {
     this.#home.connection?.probe();
     this.#foreign.probe();

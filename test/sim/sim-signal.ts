@@ -14,6 +14,7 @@ import {
   SILENCE_MS,
   type SignalClientEvents,
   STABLE_MS,
+  WANTED_RETRY_MS,
 } from "#signal/client/signal-client.ts";
 import { SignalError } from "#signal/client/signal-error.ts";
 import type { Internet } from "./internet.ts";
@@ -167,6 +168,7 @@ export class SimSignalClient {
   #stream: ServerStream | undefined;
   #since: Millis | undefined;
   #timer: Timer | undefined;
+  #attemptedAt: Millis = Number.NEGATIVE_INFINITY;
   #orphaned = false;
   #probedAt: Millis = Number.NEGATIVE_INFINITY;
   #closed = false;
@@ -197,6 +199,7 @@ export class SimSignalClient {
   send(to: PublicKey, body: Body): Promise<SendOutcome> {
     const frame = toBinary(BodySchema, speak(body, this.#deps.dialect));
     this.#recipients.set(frame, to);
+    if (this.#isWaiting && this.#deps.clock.now() - this.#attemptedAt >= WANTED_RETRY_MS) this.#connect();
     return this.#queue.push(to, frame, body.type === Body_Type.CANDIDATE);
   }
 
@@ -206,6 +209,10 @@ export class SimSignalClient {
     this.#queue.pause();
     this.#since = undefined;
     this.#connect();
+  }
+
+  retryNow(): void {
+    if (this.#isWaiting) this.#connect();
   }
 
   probe(): void {
@@ -225,8 +232,14 @@ export class SimSignalClient {
     this.#queue.clear("signal-closed");
   }
 
+  /** Between two attempts. */
+  get #isWaiting(): boolean {
+    return this.#stream === undefined && !this.#closed;
+  }
+
   #connect(): void {
     const { clock, server, host, key } = this.#deps;
+    this.#attemptedAt = clock.now();
     this.#timer?.cancel();
     this.#stream?.leave();
     this.#orphaned = false;
