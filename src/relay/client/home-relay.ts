@@ -65,7 +65,7 @@ type State =
  *   off ──servers and token──> selecting ──first AuthResponse──> connected ──lost──> waiting ──> selecting
  *
  * Selecting dials all servers side by side; the first to authenticate wins, the others are dropped. After a loss the same
- * server is tried first, at once; then all, with backoff. On a change of network a second connection to the same server is
+ * server is tried first, at once; then all, with backoff. On a change of network, and when a pong is late, a second connection to the same server is
  * opened before the old one is given up: the relay swaps them and tells nobody (relay.md, 15.1.5).
  */
 export class HomeRelay {
@@ -205,6 +205,11 @@ export class HomeRelay {
       transport: (from, payload) => this.#events.transport(from, payload, connection?.instanceUrl ?? url),
       presence: (peers, online) =>
         connection && this.#events.presence(peers, online, connection, connection.instanceUrl ?? url),
+      late: () => {
+        // TCP that lost packets during a break of the link may need as long again afterwards; a new connection does not.
+        const state = this.#state;
+        if (state.kind === "connected" && state.connection === connection && !state.successor) this.#replace(state);
+      },
       lost: (error) => {
         if (this.#state.kind === "connected" && this.#state.connection === connection) this.#noteLost(error);
         else failed(error);

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
+import type { AddressInfo, Socket } from "node:net";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Worker } from "node:worker_threads";
@@ -477,6 +477,37 @@ test("a relay that stops answering pings is left within 22 s", async () => {
   clock.advance(7_000);
   assert.equal(a.client.home.connected, false);
   assert.equal(a.home.at(-1)?.error?.code, "relay-silent");
+});
+
+test("a late pong has a second connection take over, even while frames arrive, and nothing is lost", async () => {
+  const clock = new ManualClock();
+  await using relay = await fakeRelay();
+  await using a = agent(alice, [bob], clock);
+  a.client.setServers([relay.url]);
+  await until("home", () => a.client.home.connected);
+  const [first] = relay.connections;
+  let pings = 0;
+  first!.on("ping", () => pings++);
+  clock.advance(15_000);
+  await until("the first ping", () => pings === 1);
+  await sleep(20);
+  // What the agent sends is stuck from now on.
+  (first as unknown as { _socket: Socket })._socket.pause();
+  clock.advance(15_000);
+  first!.send(encodeTransport(PeerId.of(bob), Buffer.from("still arrives")));
+  await until("a frame", () => a.datagrams.length === 1);
+  assert.equal(relay.connections.length, 1);
+  clock.advance(2_100);
+  await until("the second connection", () => relay.connections.length === 2);
+  await settle();
+  await until("its Auth", () => relay.messages.length === 2);
+  await settle();
+  assert.ok(a.client.send(bob, Buffer.from("leaves")));
+  await until("the datagram", () => relay.messages.length === 3);
+  assert.ok(
+    a.home.every(({ connected }) => connected),
+    "nobody noticed",
+  );
 });
 
 test("a probe without an answer ends the connection after 2 s, and many probes at once ping once", async () => {

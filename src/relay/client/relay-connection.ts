@@ -33,6 +33,8 @@ export const PING_INTERVAL_MS: Millis = 15_000;
 export const PING_TIMEOUT_MS: Millis = 7_000;
 /** The same after a change of network. */
 export const QUICK_PING_TIMEOUT_MS: Millis = 2_000;
+/** A pong later than this share of the time for it, and than four round trips, is late. */
+const LATE_SHARE = 0.3;
 /** Between two such probes; longer than one takes. */
 export const PROBE_GAP_MS: Millis = 3_000;
 
@@ -71,6 +73,8 @@ export interface RelayConnectionEvents {
   /** A payload from a peer; the bytes are the callee's. Never before `ready`. */
   transport(from: PeerId, payload: Uint8Array): void;
   presence(peers: readonly PeerId[], online: boolean): void;
+  /** A ping is not answered as soon as those before it: one direction may be stuck, even while frames arrive. */
+  late?(): void;
   /** Over, once, whatever the reason; not after `close` or `abandon`. */
   lost(error: RelayError): void;
 }
@@ -98,6 +102,10 @@ export class RelayConnection {
   /** The latest `probe`. */
   #probedAt: Millis = Number.NEGATIVE_INFINITY;
   #rtt: Millis | undefined;
+  /** This relay answers pings. */
+  #hasPonged = false;
+  /** A frame arrived since the ping that is not answered yet. */
+  #heardSincePing = false;
 
   constructor(deps: { readonly clock: Clock }, options: RelayConnectionOptions, events: RelayConnectionEvents) {
     this.#clock = deps.clock;
@@ -229,7 +237,10 @@ export class RelayConnection {
     ws.on("message", (data, isBinary) => {
       if (isBinary && Buffer.isBuffer(data) && this.#phase !== "over") this.#receive(data);
     });
-    ws.on("pong", () => this.#noteAlive());
+    ws.on("pong", () => {
+      this.#hasPonged = true;
+      this.#noteAlive();
+    });
     ws.on("error", (error) => this.#lose(this.#lossCode, messageOf(error), error));
     ws.on("close", () => this.#lose(this.#lossCode, "connection closed"));
   }
@@ -251,7 +262,7 @@ export class RelayConnection {
       if (this.#early.length > EARLY_MAX_MESSAGES) this.#early.shift();
       return;
     }
-    if (this.#pingSentAt !== undefined) this.#noteAlive(false);
+    this.#heardSincePing = true;
     if (data.length > RELAY_MESSAGE_MAX_BYTES) return;
     const message = parseRelayMessage(data);
     switch (message.kind) {
@@ -283,18 +294,32 @@ export class RelayConnection {
     for (const data of this.#early.splice(0)) if (this.isReady) this.#receive(data);
   }
 
-  /** A sign of life; `measured` when it answers a ping. The next ping is due after a pause. */
-  #noteAlive(measured = true): void {
+  /** A ping, or the Auth, is answered. The next ping is due after a pause. */
+  #noteAlive(): void {
     if (this.#phase !== "ready") return;
-    if (measured && this.#pingSentAt !== undefined) this.#rtt = this.#clock.now() - this.#pingSentAt;
-    if (measured) this.#pingSentAt = undefined;
+    if (this.#pingSentAt !== undefined) this.#rtt = this.#clock.now() - this.#pingSentAt;
+    this.#pingSentAt = undefined;
     this.#arm(PING_INTERVAL_MS, () => this.#ping(PING_TIMEOUT_MS));
   }
 
   #ping(timeoutMs: Millis): void {
     this.#pingSentAt = this.#clock.now();
-    this.#arm(timeoutMs, () => this.#lose("relay-silent", `no sign of life for ${timeoutMs} ms after a ping`));
+    this.#heardSincePing = false;
+    const lateMs = Math.min(timeoutMs, Math.max(LATE_SHARE * timeoutMs, 4 * (this.#rtt ?? 0)));
+    this.#arm(lateMs, () => {
+      this.#arm(timeoutMs - lateMs, () => this.#endPing(timeoutMs));
+      if (this.#hasPonged) this.#events.late?.();
+    });
     this.#ws?.ping();
+  }
+
+  /** No pong. Any frame is a sign of life as well, and a relay that sends some is asked again later. */
+  #endPing(timeoutMs: Millis): void {
+    if (!this.#heardSincePing) {
+      return this.#lose("relay-silent", `no sign of life for ${timeoutMs} ms after a ping`);
+    }
+    this.#pingSentAt = undefined;
+    this.#arm(PING_INTERVAL_MS - PING_TIMEOUT_MS, () => this.#ping(PING_TIMEOUT_MS));
   }
 
   #arm(delay: Millis, callback: () => void): void {
