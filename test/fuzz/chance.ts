@@ -27,6 +27,12 @@ export function fuzz(t: TestContext, lives: number, life: (chance: Chance) => vo
   }
 }
 
+/** The chance of a test with one life, which need not be over when this returns. */
+export function firstChance(t: TestContext): Chance {
+  t.diagnostic(`seed ${SEED}: again with PERCH_FUZZ_SEED=${SEED}`);
+  return new Chance(SEED);
+}
+
 /** Pseudo-random numbers (splitmix32): the same for the same seed. */
 export class Chance {
   #state: number;

@@ -39,6 +39,8 @@ interface Koffi {
 export class MemoryGuard {
   /** Everything that was refused, in order; a refused call throws too, which the program might swallow. */
   readonly violations: string[] = [];
+  /** Told of each as it happens. */
+  violated: (why: string) => void = () => {};
   /** Calls made, by name. */
   readonly calls = new Map<string, number>();
   /** Answers system calls in the kernel's place. */
@@ -113,6 +115,7 @@ export class MemoryGuard {
 
   refuse(why: string): never {
     this.violations.push(why);
+    this.violated(why);
     throw new GuardError(why);
   }
 
