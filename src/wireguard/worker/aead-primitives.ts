@@ -94,8 +94,10 @@ export class PrimitiveAead implements Aead {
     const view = this.#view;
     const { base } = this.#arena;
     const end = at + bytes;
-    const [t0, t1] = [view.getInt32(end), view.getInt32(end + 4)];
-    const [t2, t3] = [view.getInt32(end + 8), view.getInt32(end + 12)];
+    const t0 = view.getInt32(end);
+    const t1 = view.getInt32(end + 4);
+    const t2 = view.getInt32(end + 8);
+    const t3 = view.getInt32(end + 12);
     const inPlace = (bytes & 15) === 0;
     if (inPlace) writeLengths(view, end, bytes);
     this.#authenticate(key, base + at, bytes, inPlace);
