@@ -49,7 +49,7 @@ export interface UdpReceived {
 }
 
 /** Bytes that do not repeat, the same for the same seed. */
-function noise(bytes: number, seed: number): Buffer {
+function noise(bytes: number, seed: number): Buffer<ArrayBuffer> {
   const buffer = Buffer.alloc(bytes);
   let state = seed | 1;
   for (let i = 0; i + 4 <= bytes; i += 4) {
@@ -60,7 +60,7 @@ function noise(bytes: number, seed: number): Buffer {
 }
 
 /** The datagrams of a burst, one after the other. */
-function burstOf(number: number, size: number): Buffer {
+function burstOf(number: number, size: number): Buffer<ArrayBuffer> {
   const payload = noise(DATAGRAMS_PER_BURST * size - 7, number + 1);
   for (let i = 0; i < DATAGRAMS_PER_BURST; i++) payload.writeUInt32LE(number * DATAGRAMS_PER_BURST + i, i * size);
   return payload;
