@@ -336,6 +336,73 @@ describe("initiations that are refused", () => {
     assert.equal(b.contacts, 0);
   });
 
+  it("leave no running state of theirs unwiped, whatever they are refused for", () => {
+    const { a, b, keys, clock, atB } = pair();
+    // The class is not exported: what any handshake has is of it.
+    const local = new LocalIdentity(keys[0]);
+    const remote = RemoteIdentity.create(local, b.local.publicBytes)!;
+    const timestamp = encodeTai64n(1, 0);
+    const sent = createInitiation(local, remote, { ephemeral: generateEphemeral(), localIndex: 1, timestamp })!;
+    const prototype = Object.getPrototypeOf(sent.transcript) as { wipe(): void };
+    const { wipe } = prototype;
+    const wiped = new Set<unknown>();
+    prototype.wipe = function (this: unknown): void {
+      wiped.add(this);
+      wipe.call(this);
+    };
+    const wipes = (receive: () => unknown): number => {
+      const before = wiped.size;
+      receive();
+      return wiped.size - before;
+    };
+    try {
+      const stranger = PrivateKey.generate();
+      assert.equal(
+        wipes(() => atB(forge([stranger, keys[1]], 2_000_000_000))),
+        1,
+        "stranger",
+      );
+      assert.equal(
+        wipes(() => atB(forge([keys[1], keys[1]], 2_000_000_000))),
+        1,
+        "ourselves",
+      );
+      const mismatch = { kind: "relay", slot: 2 } as const;
+      assert.equal(
+        wipes(() => atB(forge(keys, 2_000_000_000), false, mismatch)),
+        1,
+        "relay of another",
+      );
+      assert.equal(
+        wipes(() => atB(forge(keys, 2_000_000_000))),
+        2,
+        "accepted: both halves are used up",
+      );
+      assert.equal(
+        wipes(() => atB(forge(keys, 2_000_000_001))),
+        1,
+        "flood",
+      );
+      clock.advance(1000);
+      assert.equal(
+        wipes(() => atB(forge(keys, 1_999_999_999))),
+        2,
+        "replay",
+      );
+      assert.equal(
+        wipes(() => a.initiate(1, clock.now())),
+        0,
+      );
+      assert.equal(
+        wipes(() => a.removePeer(1)),
+        1,
+        "our own initiation",
+      );
+    } finally {
+      prototype.wipe = wipe;
+    }
+  });
+
   it("are ones that only name the peer's public key, and they leave nothing behind", () => {
     const { b, keys, atB, count } = pair();
     const message = forge(keys, 2_000_000_000);

@@ -343,13 +343,16 @@ export class HandshakeManager {
   #receiveInitiation(message: Uint8Array, source: HandshakeSource, now: Millis): HandshakeAction[] {
     const claim = readInitiation(this.local, message);
     if (!claim) return this.#drop("drop-handshake-authentication");
+    const refuse = (reason: HandshakeCounter): [] => {
+      claim.transcript.wipe();
+      return this.#drop(reason);
+    };
     const key = PublicKey.fromBytes(claim.staticBytes);
     const peer = this.#byKey.get(key);
-    if (!peer)
-      return this.#drop(key === this.local.publicKey ? "drop-handshake-own-key" : "drop-handshake-unknown-peer");
-    if (source.kind === "relay" && source.slot !== peer.slot) return this.#drop("drop-handshake-relay-mismatch");
+    if (!peer) return refuse(key === this.local.publicKey ? "drop-handshake-own-key" : "drop-handshake-unknown-peer");
+    if (source.kind === "relay" && source.slot !== peer.slot) return refuse("drop-handshake-relay-mismatch");
     if (peer.contact && now - peer.contact.lastAcceptedAt < HANDSHAKE_INITIATION_INTERVAL)
-      return this.#drop("drop-handshake-flood");
+      return refuse("drop-handshake-flood");
     return this.#answer(peer, claim, source, now);
   }
 
@@ -360,6 +363,7 @@ export class HandshakeManager {
     const received = contact && acceptInitiation(claim, contact.remote);
     const isFresh = received && (!peer.lastTimestamp || isLaterTai64n(received.timestamp, peer.lastTimestamp));
     if (!contact || !received || !isFresh) {
+      claim.transcript.wipe();
       received?.transcript.wipe();
       if (isNew) this.#endContact(peer);
       return this.#drop(received ? "drop-handshake-replay" : "drop-handshake-authentication");

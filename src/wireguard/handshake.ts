@@ -220,6 +220,7 @@ export function createResponse(
   const ephemeralEphemeral = exchange(ephemeral.privateKey, received.ephemeralKey);
   const staticEphemeral = exchange(ephemeral.privateKey, remote.publicKey);
   if (!ephemeralEphemeral || !staticEphemeral) {
+    wipeAll(ephemeralEphemeral, staticEphemeral);
     before.wipe();
     return undefined;
   }
@@ -259,7 +260,10 @@ export function consumeResponse(
   const ephemeralKey = importPublicKey(ephemeralBytes);
   const ephemeralEphemeral = exchange(sent.ephemeral.privateKey, ephemeralKey);
   const staticEphemeral = local.exchange(ephemeralKey);
-  if (!ephemeralEphemeral || !staticEphemeral) return undefined;
+  if (!ephemeralEphemeral || !staticEphemeral) {
+    wipeAll(ephemeralEphemeral, staticEphemeral);
+    return undefined;
+  }
 
   const { chainingKey, key, sealHash } = mixResponse(
     sent.transcript,
@@ -299,6 +303,6 @@ function mixResponse(
   return { chainingKey, key, sealHash };
 }
 
-function wipeAll(...secrets: readonly Uint8Array[]): void {
-  for (const secret of secrets) secret.fill(0);
+function wipeAll(...secrets: readonly (Uint8Array | undefined)[]): void {
+  for (const secret of secrets) secret?.fill(0);
 }
