@@ -5,6 +5,7 @@ import type { DeviceEvents, WireGuardDevice } from "#wireguard/device.ts";
 import { AgentError } from "../errors.ts";
 import { PeerConnection, type PeerDeps, type PeerInfo } from "../peer/peer-connection.ts";
 import { decideLazy, type LazyDecision } from "./lazy/policy.ts";
+import { PacedClock } from "./paced-clock.ts";
 import { Sleeper } from "./sleeper.ts";
 import { WakeAdmission, type WakeOrder, type WakeStatus } from "./wake-admission.ts";
 import { describeCause } from "./wake-cause.ts";
@@ -85,6 +86,7 @@ export class ConnectionManager {
     });
     this.#peerDeps = {
       ...deps,
+      clock: new PacedClock(deps.clock),
       signal: this.#countingSignal(deps.signal),
       changed: (connection) => {
         // Who is away holds nobody up; the wake goes on by itself.
