@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
-import { FlowQueue } from "./flow-queue.ts";
+import { FlowQueue, QueueBudget } from "./flow-queue.ts";
 
 const options = { maxBytes: 10_000, maxAgeMs: 250, maxHandshakeBytes: 300 };
 const message = (text: string, length = 100): Uint8Array => Buffer.alloc(length, text);
@@ -108,6 +108,68 @@ test("whatever is pushed and taken, nothing is lost uncounted and each source ke
       while (note(queue.take(0)));
       assert.equal(taken + queue.dropped, pushed);
       assert.equal(queue.bytes, 0);
+    }),
+  );
+});
+
+test("queues with a common budget never hold more than it, and many full ones hold equal parts", () => {
+  const budget = new QueueBudget(100_000);
+  const queues = Array.from({ length: 20 }, () => new FlowQueue({ ...options, maxBytes: 50_000, budget }));
+  for (let round = 0; round < 600; round++) {
+    for (const queue of queues) {
+      queue.pushData("source", message("d"), 0);
+      if (round % 100 === 0) queue.pushHandshake(message("h"));
+      assert.ok(budget.bytes <= budget.maxBytes);
+    }
+  }
+  const held = queues.map(({ bytes }) => bytes);
+  assert.equal(
+    held.reduce((sum, bytes) => sum + bytes, 0),
+    budget.bytes,
+  );
+  assert.ok(Math.min(...held) >= 0.5 * Math.max(...held), held.join());
+  assert.ok(budget.bytes >= 0.8 * budget.maxBytes);
+  assert.ok(budget.dropped > 0);
+  for (const queue of queues) queue.clear();
+  assert.equal(budget.bytes, 0);
+});
+
+test("one full queue leaves half of the budget, so that another loses nothing", () => {
+  const budget = new QueueBudget(100_000);
+  const [slow, quick] = [0, 1].map(() => new FlowQueue({ ...options, maxBytes: 1_000_000, budget })) as [
+    FlowQueue,
+    FlowQueue,
+  ];
+  for (let round = 0; round < 2000; round++) slow.pushData("source", message("d"), 0);
+  for (let round = 0; round < 100; round++) quick.pushData("source", message("d"), 0);
+  assert.equal(quick.dropped, 0);
+  assert.equal(slow.bytes, 50_000);
+});
+
+test("the budget counts what is taken, dropped for age and cleared, whatever the order", () => {
+  const operation = fc.record({
+    queue: fc.nat(2),
+    kind: fc.constantFrom("data", "handshake", "own", "take", "clear"),
+    length: fc.integer({ min: 1, max: 900 }),
+    wait: fc.nat(200),
+  });
+  fc.assert(
+    fc.property(fc.array(operation, { maxLength: 200 }), (operations) => {
+      const budget = new QueueBudget(3000);
+      const queues = [0, 1, 2].map(() => new FlowQueue({ ...options, maxBytes: 2000, budget }));
+      let now = 0;
+      for (const { queue: index, kind, length, wait } of operations) {
+        const queue = queues[index]!;
+        now += wait;
+        if (kind === "data") queue.pushData(length % 3, message("d", length), now);
+        else if (kind === "handshake") queue.pushHandshake(message("h", length));
+        else if (kind === "own") queue.pushOwn(message("o", length));
+        else if (kind === "clear") queue.clear();
+        else queue.take(now);
+        assert.ok(budget.bytes >= 0 && budget.bytes <= budget.maxBytes);
+      }
+      for (const queue of queues) while (queue.take(now));
+      assert.equal(budget.bytes, 0);
     }),
   );
 });

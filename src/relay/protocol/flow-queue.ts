@@ -10,6 +10,28 @@ export interface FlowQueueOptions {
   readonly maxAgeMs: Millis;
   /** Bytes of handshakes waiting; above it the oldest is dropped. */
   readonly maxHandshakeBytes: number;
+  /** Shared with other queues; default none. */
+  readonly budget?: QueueBudget;
+}
+
+/**
+ * Room that many queues share. Each may hold as much as is still free (dynamic thresholds: Choudhury and Hahn, 1998), so what
+ * waits never exceeds the limit, a few slow receivers leave room for others, and many get equal parts.
+ */
+export class QueueBudget {
+  readonly maxBytes: number;
+  /** Waiting in all queues. */
+  bytes = 0;
+  /** Messages dropped because of this limit, not of that of their own queue. */
+  dropped = 0;
+
+  constructor(maxBytes: number) {
+    this.maxBytes = maxBytes;
+  }
+
+  get free(): number {
+    return this.maxBytes - this.bytes;
+  }
 }
 
 /**
@@ -55,9 +77,10 @@ export class FlowQueue {
 
   pushHandshake(message: Uint8Array): void {
     this.#handshakes.push({ message, at: 0 });
-    while (this.#handshakes.bytes > this.#options.maxHandshakeBytes) {
-      this.#handshakes.shift();
-      this.#dropped++;
+    this.#account(message.length);
+    while (this.#handshakes.bytes > this.#room(this.#options.maxHandshakeBytes)) {
+      this.#noteDropped(this.#handshakes.bytes > this.#options.maxHandshakeBytes);
+      this.#account(-(this.#handshakes.shift()?.message.length ?? 0));
     }
   }
 
@@ -71,13 +94,22 @@ export class FlowQueue {
     }
     flow.fifo.push({ message, at: now });
     this.#dataBytes += message.length;
-    while (this.#dataBytes > this.#options.maxBytes) this.#dropOldest();
+    this.#account(message.length);
+    while (this.#dataBytes > this.#room(this.#options.maxBytes)) {
+      this.#noteDropped(this.#dataBytes > this.#options.maxBytes);
+      this.#dropOldest();
+    }
   }
 
   /** The next message, undefined when nothing (fresh enough) waits. */
   take(now: Millis): Uint8Array | undefined {
-    const first = this.#own.shift() ?? this.#handshakes.shift();
-    if (first) return first.message;
+    const own = this.#own.shift();
+    if (own) return own.message;
+    const handshake = this.#handshakes.shift();
+    if (handshake) {
+      this.#account(-handshake.message.length);
+      return handshake.message;
+    }
     for (;;) {
       const flow = this.#round[0];
       if (!flow) return undefined;
@@ -110,6 +142,7 @@ export class FlowQueue {
 
   /** Forgets everything. */
   clear(): void {
+    this.#account(-this.#handshakes.bytes - this.#dataBytes);
     this.#own.clear();
     this.#handshakes.clear();
     this.#flows.clear();
@@ -120,14 +153,29 @@ export class FlowQueue {
   #dropOldest(): void {
     let longest: Flow | undefined;
     for (const flow of this.#round) if (!longest || flow.fifo.bytes > longest.fifo.bytes) longest = flow;
-    if (!longest) return;
-    this.#shift(longest);
+    if (longest) this.#shift(longest);
+  }
+
+  /** Bytes that a class with this limit of its own may hold now, of which it holds some already. */
+  #room(own: number): number {
+    const { budget } = this.#options;
+    return budget ? Math.min(own, Math.max(0, budget.free)) : own;
+  }
+
+  #account(bytes: number): void {
+    if (this.#options.budget) this.#options.budget.bytes += bytes;
+  }
+
+  #noteDropped(ownLimit: boolean): void {
     this.#dropped++;
+    if (!ownLimit && this.#options.budget) this.#options.budget.dropped++;
   }
 
   #shift(flow: Flow): void {
     const item = flow.fifo.shift();
-    if (item) this.#dataBytes -= item.message.length;
+    if (!item) return;
+    this.#dataBytes -= item.message.length;
+    this.#account(-item.message.length);
   }
 }
 

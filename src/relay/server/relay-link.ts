@@ -1,6 +1,7 @@
 import type { Duplex } from "node:stream";
 import type { WebSocket } from "ws";
 import type { Clock, Millis, Timer } from "#base/time.ts";
+import type { QueueBudget } from "../protocol/flow-queue.ts";
 import { FrameWriter } from "../protocol/frame-writer.ts";
 import { HEALTH_CHECK_MESSAGE, isHandshake, TRANSPORT_HEADER_BYTES } from "../protocol/messages.ts";
 import { PeerId } from "../protocol/peer-id.ts";
@@ -18,6 +19,8 @@ export interface RelayLinkDeps {
   readonly clock: Clock;
   /** Runs a flush once everything that arrived in this turn of the event loop was handled. */
   readonly schedule: (flush: () => void) => void;
+  /** Room for what waits for all links together. */
+  readonly budget: QueueBudget;
 }
 
 /** Bytes of handshakes waiting for one destination. */
@@ -71,6 +74,7 @@ export class RelayLink implements PresenceSubscriber {
         maxAgeMs: options.queueMaxAgeMs,
         maxHandshakeBytes: HANDSHAKE_MAX_BYTES,
         stallMs: options.stallMs,
+        budget: deps.budget,
       },
     );
     this.#writer.open(connection.socket);

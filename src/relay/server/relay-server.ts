@@ -4,6 +4,7 @@ import { type WebSocket, WebSocketServer } from "ws";
 import type { Logger } from "#base/log.ts";
 import { type RelayTokenVerdict, verifyRelayToken } from "#base/relay-token.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
+import { QueueBudget } from "../protocol/flow-queue.ts";
 import {
   AUTH_MAX_BYTES,
   CLOSE_MESSAGE,
@@ -39,6 +40,8 @@ export interface RelayServerOptions {
   readonly queueMaxBytes?: number;
   /** Data that waited longer is dropped. Default 1 s. */
   readonly queueMaxAgeMs?: Millis;
+  /** Bytes waiting for all agents together; each queue may hold as much as is still free of it. Default 64 MiB. */
+  readonly queuesMaxBytes?: number;
   /** An agent that takes nothing for so long is dropped. Default 10 s. */
   readonly stallMs?: Millis;
   /** Pause between health checks. Default 25 s, the most stock agents allow. */
@@ -73,6 +76,10 @@ export interface RelayServerCounters {
   readonly unknownDestination: number;
   /** Transports dropped in the queues of slow agents. */
   readonly dropped: number;
+  /** Those of them that fell to the limit of all queues together. */
+  readonly droppedForAll: number;
+  /** Bytes waiting for agents now. */
+  readonly queuedBytes: number;
   /** Unknown or broken messages of authenticated agents. */
   readonly ignored: number;
 }
@@ -92,6 +99,7 @@ export class RelayServer {
   readonly #log: Logger;
   readonly #options: Required<RelayServerOptions>;
   readonly #authResponse: Buffer;
+  readonly #budget: QueueBudget;
   readonly #wss: WebSocketServer;
   readonly #links = new Map<PeerId, RelayLink>();
   readonly #presence = new PresenceIndex();
@@ -125,6 +133,7 @@ export class RelayServer {
       authTimeoutMs: options.authTimeoutMs ?? 10_000,
       queueMaxBytes: options.queueMaxBytes ?? 1280 * 1024,
       queueMaxAgeMs: options.queueMaxAgeMs ?? 1000,
+      queuesMaxBytes: options.queuesMaxBytes ?? 64 * 1024 * 1024,
       stallMs: options.stallMs ?? 10_000,
       healthIntervalMs: options.healthIntervalMs ?? 25_000,
       healthWindowMs: options.healthWindowMs ?? 45_000,
@@ -133,6 +142,7 @@ export class RelayServer {
       pendingMaxPerAddress: options.pendingMaxPerAddress ?? 256,
       isTrustedProxy: options.isTrustedProxy ?? (() => false),
     };
+    this.#budget = new QueueBudget(this.#options.queuesMaxBytes);
     this.#authResponse = encodeAuthResponse(options.instanceUrl);
     this.#wss = new WebSocketServer({
       noServer: true,
@@ -169,7 +179,9 @@ export class RelayServer {
       if (now - link.lastTransportAt <= ACTIVE_MS) peersActive++;
       dropped += link.dropped;
     }
-    return { peers: this.#links.size, peersActive, pending: this.#pending.size, dropped, ...this.#counters };
+    const { bytes: queuedBytes, dropped: droppedForAll } = this.#budget;
+    const pending = this.#pending.size;
+    return { peers: this.#links.size, peersActive, pending, dropped, droppedForAll, queuedBytes, ...this.#counters };
   }
 
   isConnected(peer: PeerId): boolean {
@@ -255,7 +267,7 @@ export class RelayServer {
   }
 
   #add(id: PeerId, ws: WebSocket, socket: Duplex, address: RemoteAddress): RelayLink {
-    const link = new RelayLink({ clock: this.#clock, schedule: this.#schedule }, this.#options, {
+    const link = new RelayLink({ clock: this.#clock, schedule: this.#schedule, budget: this.#budget }, this.#options, {
       id,
       ws,
       socket,
