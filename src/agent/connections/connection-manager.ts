@@ -77,6 +77,11 @@ export class ConnectionManager {
       clock: deps.clock,
       device: deps.device,
       start: (key, order) => this.#post(key, { kind: "wake", ...order }),
+      turnedAway: (key) => {
+        // A permanent peer opens without anybody who waits for it.
+        const { lazy, why } = this.decisionOf(key);
+        if (!lazy) this.#request(key, "background", { cause: why, initiate: true });
+      },
       note: (key, event, detail) => this.find(key)?.note(event, detail),
     });
     this.#judge = new WakeJudge({

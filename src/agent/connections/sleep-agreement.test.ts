@@ -154,9 +154,18 @@ describe("who proposes", () => {
     const traffic = facts({ now: talk.repeatAt, lastActivity: NOW + 10, lastSent: NOW + 10 });
     const step = comeDue(talk, traffic);
     assert.equal(step.talk.kind, "withdrawn");
-    assert.deepEqual(kinds(step.effects), ["note", "look-at"]);
+    assert.deepEqual(kinds(step.effects), ["note", "look-at", "prove"]);
     const agreed = receive(step.talk, { kind: "agree", epoch: 7 }, noEpoch, traffic);
     assert.deepEqual(kinds(agreed.effects), ["call-back", "look-at"]);
+  });
+
+  test("proves the other end when it may not sleep any more: the agreement may be lost", () => {
+    const talk = proposed();
+    assert.ok(talk.kind === "proposed");
+    const at = { now: talk.repeatAt, lazy: false };
+    assert.ok(kinds(comeDue(talk, facts(at)).effects).includes("prove"));
+    const heard = facts({ ...at, lastReceived: NOW + 10 });
+    assert.ok(!kinds(comeDue(talk, heard).effects).includes("prove"));
   });
 
   test("asks again after the time named in a refusal, within bounds", () => {

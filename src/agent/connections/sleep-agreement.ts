@@ -67,6 +67,8 @@ export type SleepEffect =
   | { readonly kind: "sleep-alone"; readonly reason: string }
   /** The other end sleeps, this one has traffic for it. */
   | { readonly kind: "call-back" }
+  /** The other end may sleep without our knowing: prove it, which wakes it then. */
+  | { readonly kind: "prove" }
   /** The other end stays connected for good. */
   | { readonly kind: "kept" }
   /** Come back with `comeDue` while a proposal is open, else look whether the peer is idle. */
@@ -124,13 +126,14 @@ export function comeDue(talk: Proposed, facts: SleepFacts): SleepStep {
   const { epoch, since, sent, reason } = talk;
   if (!isFree(talk, facts)) {
     const at = Math.max(facts.now + REFUSAL_MIN, facts.lastActivity + facts.threshold);
-    return {
-      talk: { kind: "withdrawn", epoch, since },
-      effects: [
-        { kind: "note", event: "sleep-withdrawn", detail: "there is traffic again" },
-        { kind: "look-at", at },
-      ],
-    };
+    const detail = facts.lazy ? "there is traffic again" : "it stays connected now";
+    const effects: SleepEffect[] = [
+      { kind: "note", event: "sleep-withdrawn", detail },
+      { kind: "look-at", at },
+    ];
+    // Its agreement may be lost.
+    if (facts.lastReceived < since) effects.push({ kind: "prove" });
+    return { talk: { kind: "withdrawn", epoch, since }, effects };
   }
   if (sent < PROPOSAL_PAUSES.length) return send(talk, facts.now);
   return { talk: SILENT, effects: [{ kind: "sleep-alone", reason: `${reason}, the other side did not answer` }] };

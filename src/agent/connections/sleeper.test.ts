@@ -162,6 +162,17 @@ test("traffic that crosses with an agreement calls the other end back", () => {
   assert.equal(at.said.length, 2);
 });
 
+test("a peer that becomes permanent while it proposes is proven, for the other end may sleep by now", () => {
+  const at = new Scene();
+  at.clock.advance(THRESHOLD);
+  at.lazy = false;
+  at.sleeper.unwatch(at.key);
+  at.clock.advance(PROPOSAL_PAUSES[0]!);
+  assert.deepEqual(at.posted, ["signal-back"]);
+  at.clock.advance(10 * THRESHOLD);
+  assert.deepEqual([at.said.length, at.clock.pending], [1, 0]);
+});
+
 test("a plain GO_IDLE is followed, and answered where this end is wanted or permanent", () => {
   for (const [prepare, isFollowed] of [
     [() => {}, true],

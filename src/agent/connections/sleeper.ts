@@ -71,13 +71,15 @@ export class Sleeper {
     this.#idle = new IdleClock(deps.clock, (key, now) => this.#look(key, now));
   }
 
-  /** An awake peer may sleep from now on. */
+  /** An awake peer may sleep from now on. An open proposal has its own times. */
   watch(key: PublicKey): void {
+    if (this.isProposing(key)) return;
     this.#idle.watch(key, this.#deps.clock.now() + this.#threshold + (this.#records.get(key)?.backoff ?? 0));
   }
 
+  /** It stays connected from now on; an open proposal is taken back when its time comes. */
   unwatch(key: PublicKey): void {
-    this.#idle.unwatch(key);
+    if (!this.isProposing(key)) this.#idle.unwatch(key);
   }
 
   noteAwake(key: PublicKey): void {
@@ -221,6 +223,8 @@ export class Sleeper {
         return this.#sleepAlone(connection, effect.reason);
       case "call-back":
         return this.#deps.post(key, { kind: "remote-idle" });
+      case "prove":
+        return this.#deps.post(key, { kind: "signal-back" });
       case "kept":
         this.#noteKept(connection, this.#recordOf(key), "the other side stays connected");
         return this.watch(key);

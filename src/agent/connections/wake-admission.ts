@@ -12,6 +12,8 @@ export interface WakeAdmissionDeps {
   readonly device: Pick<WireGuardDevice, "postponeWake" | "declineWake">;
   /** The wake begins now. */
   readonly start: (key: PublicKey, wake: WakeOrder) => void;
+  /** The wake does not take place, for now. */
+  readonly turnedAway: (key: PublicKey) => void;
   /** Goes to the peer's timeline. */
   readonly note: (key: PublicKey, event: string, detail: string) => void;
 }
@@ -191,6 +193,7 @@ export class WakeAdmission {
     // What came just now may ask again, unless there is no room for it anyway.
     if (why === "expired") this.#deps.device.declineWake(key);
     else this.#deps.device.postponeWake(key, "drop");
+    this.#deps.turnedAway(key);
   }
 
   #lookAtHold(key: PublicKey, now: Millis): Millis | undefined {

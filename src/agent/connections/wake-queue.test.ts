@@ -90,8 +90,9 @@ test("more wakes than may wait are refused, permanent peers are not", () => {
   const { away, queue } = setup(1, { waiting: 2 });
   for (const key of ["a", "b", "c", "d"]) queue.request(key, "interactive");
   queue.request("e", "background");
+  queue.request("f", "router");
   assert.deepEqual(away, ["d refused"]);
-  assert.equal(queue.waiting, 3);
+  assert.equal(queue.waiting, 4);
 });
 
 test("a wake whose turn does not come expires, that of a permanent peer waits on", () => {

@@ -87,7 +87,7 @@ export class WakeQueue<Key> {
     this.#waiting.get(priority)!.set(key, now);
     this.#admit();
     const isWaiting = this.#waiting.get(priority)!.has(key);
-    if (isWaiting && priority !== "background" && this.#waitingForSomebody() > this.#maxWaiting)
+    if (isWaiting && isForSomebody(priority) && this.#waitingForSomebody() > this.#maxWaiting)
       this.#turnAway(key, "refused");
   }
 
@@ -116,7 +116,7 @@ export class WakeQueue<Key> {
   }
 
   #waitingForSomebody(): number {
-    return this.waiting - this.#waiting.get("background")!.size;
+    return this.#waiting.get("interactive")!.size + this.#waiting.get("fan-out")!.size;
   }
 
   #admit(): void {
@@ -167,7 +167,7 @@ export class WakeQueue<Key> {
   #expire(): void {
     const now = this.#deps.clock.now();
     for (const priority of WAKE_PRIORITIES) {
-      if (priority === "background") continue;
+      if (!isForSomebody(priority)) continue;
       for (const [key, since] of this.#waiting.get(priority)!) {
         if (since + WAITING_PATIENCE > now) break;
         this.#turnAway(key, "expired");
@@ -199,7 +199,7 @@ export class WakeQueue<Key> {
       const oldest = keys.values().next().value;
       if (oldest === undefined) continue;
       const until: Millis[] = [];
-      if (priority !== "background") until.push(oldest + WAITING_PATIENCE);
+      if (isForSomebody(priority)) until.push(oldest + WAITING_PATIENCE);
       if (this.#running.size < this.#maxNegotiating) until.push(clock.now() + this.#timeUntilStart(priority));
       for (const at of until) next = next === undefined ? at : Math.min(next, at);
     }
@@ -209,6 +209,11 @@ export class WakeQueue<Key> {
 
 function isMoreUrgent(one: WakePriority, other: WakePriority): boolean {
   return WAKE_PRIORITIES.indexOf(one) < WAKE_PRIORITIES.indexOf(other);
+}
+
+/** Somebody waits for it, and gives up or asks again; the others are to be awake whoever asks. */
+function isForSomebody(priority: WakePriority): boolean {
+  return priority === "interactive" || priority === "fan-out";
 }
 
 /** Many of a kind leave a part of the budget to the single ones. */

@@ -151,6 +151,17 @@ test("a wake that never gets its turn says so", () => {
   assert.ok(device.declined.includes(last), "its packets may ask again");
 });
 
+test("a permanent peer that a packet waited for in vain opens all the same", () => {
+  const { clock, manager } = setup(0);
+  const old = Array.from({ length: 1_500 }, (_, index) => createInfo(index, "0.44.0"));
+  manager.apply({ removed: [], changed: [], added: old });
+  for (const { key } of old) manager.wake(key, "asked");
+  clock.advance(61_000);
+  assert.ok((manager.wakes.counters.get("wakes-expired") ?? 0) > 0);
+  clock.advance(61_000);
+  assert.ok([...manager.peers].every(({ status }) => status === "connecting"));
+});
+
 /** Wakes the first peer by a packet and lets the budget of the wake pass without a handshake. */
 async function failWake(world: ReturnType<typeof setup>): Promise<void> {
   const { clock, device, keys } = world;

@@ -18,6 +18,7 @@ import {
 import { createSleepBody, type SleepMessage } from "#signal/protocol/sleep-message.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
 import type { PeerPath, PeerState, TimelineEntry } from "../control.ts";
+import type { NegotiationView, RemoteHalf } from "./negotiation-view.ts";
 import {
   createPeerState,
   type DirectPath,
@@ -100,26 +101,6 @@ export interface PeerInfo {
   readonly allowedIps: readonly Prefix[];
   readonly routes: readonly Prefix[];
   readonly agentVersion: string;
-}
-
-/** What a negotiation showed so far; for diagnosis. */
-export interface NegotiationView {
-  /** What the last OFFER or ANSWER of the remote said, also before the last sleep; undefined when none ever came. */
-  readonly remote: RemoteHalf | undefined;
-  /** The last OFFER or ANSWER found the remote connected to the signal server; undefined when the server does not say. */
-  readonly delivered: boolean | undefined;
-  /** Handshake initiations since the last proof or path change. */
-  readonly initiations: number;
-}
-
-export interface RemoteHalf {
-  readonly perch: boolean;
-  /** It offers direct ways. */
-  readonly ice: boolean;
-  /** It is connected to a relay. */
-  readonly relay: boolean;
-  /** Absent from stock agents and older ones of ours. */
-  readonly nat: NatReport | undefined;
 }
 
 /** A direct endpoint that worked is worth one handshake message for this long after it was last used. */
