@@ -4,6 +4,7 @@ import { ipFromBytes, ipToBytes } from "#base/ip.ts";
 import type { CommandRecord } from "#wireguard/worker/commands.ts";
 import { buildPacket } from "#wireguard/worker/packet-model.ts";
 import { Command, Report } from "#wireguard/worker/records.ts";
+import { OLDER_MAX } from "#wireguard/worker/sessions.ts";
 import { STAGED_DEVICE_MAX_BYTES } from "#wireguard/worker/staging.ts";
 import { type Chance, fuzz } from "../chance.ts";
 import { withHeader } from "./fake-kernel.ts";
@@ -118,8 +119,9 @@ test("session keys are zeros in memory once their session ended, was replaced, i
       return made;
     };
     for (const slot of [1, 2, 3]) rig.addPeer(slot);
-    install(1, 10, "the fourth of its peer pushed it out");
-    for (const index of [11, 12, 13]) install(1, index, "expired");
+    install(1, 10, "newer ones pushed it out");
+    // Current, previous, and those that are kept besides.
+    for (let newer = 1; newer <= OLDER_MAX + 2; newer++) install(1, 10 + newer, "expired");
     assert.ok(keysAt(places[0]!.address).equals(Buffer.alloc(64)), places[0]!.why);
     rig.setNow(rig.now + 540_000);
     rig.timers.run(rig.now);
