@@ -75,6 +75,8 @@ describe("a cold wake", () => {
           if (isDirectPossible(a, b)) assert.ok(times.direct !== undefined && times.direct <= 220, show(times));
           else assert.equal(times.direct, undefined);
           assert.deepEqual([from.peer(to).status, to.peer(from).status], ["connected", "connected"]);
+          // One message on each way: a second within 20 ms would be refused, and would have replaced the first at its sender.
+          assert.equal(to.agent?.device.counters().get("drop-handshake-flood") ?? 0, 0);
           assertNothingLost(world);
         }
       });

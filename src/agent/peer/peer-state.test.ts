@@ -74,7 +74,7 @@ const overRelay: PeerEvent = { kind: "established", source: { kind: "relay" } };
 
 test("a wake by traffic starts handshake, relay, ICE and offer in the same instant", () => {
   const machine = new Machine().post(wake);
-  assert.deepEqual(machine.kinds(), ["device-awake", "use-path", "open-ice", "initiate", "send-offer"]);
+  assert.deepEqual(machine.kinds(), ["device-awake", "initiate", "use-path", "open-ice", "send-offer"]);
   assert.deepEqual(choosePath(machine.state), { kind: "relay" });
 });
 

@@ -70,15 +70,16 @@ export function wake(
   };
   const woken: Step = {
     state,
-    effects: [
-      { kind: "note", event: "wake", detail: cause },
-      { kind: "device-awake" },
-      { kind: "use-path", path: choosePath(state) },
-    ],
+    effects: [{ kind: "note", event: "wake", detail: cause }, { kind: "device-awake" }],
   };
-  const opened: Step = context.iceAllowed ? append(woken, [{ kind: "open-ice", ice: state.ice }]) : woken;
-  const started = initiator ? chain(opened, (awake) => initiate(awake, context)) : opened;
-  return offerAfter === 0 ? chain(started, (awake) => offer(awake, context)) : started;
+  // The handshake goes before the path: for packets that wait, a path alone makes the device begin one itself, and of two
+  // within 20 ms the receiver answers the first, which the second has replaced here.
+  const started = initiator ? chain(woken, (awake) => initiate(awake, context)) : woken;
+  const opened = append(started, [
+    { kind: "use-path", path: choosePath(state) },
+    ...(context.iceAllowed ? [{ kind: "open-ice", ice: state.ice } as const] : []),
+  ]);
+  return offerAfter === 0 ? chain(opened, (awake) => offer(awake, context)) : opened;
 }
 
 export function sleep(state: AwakeState, reason: string): Step {
