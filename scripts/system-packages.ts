@@ -25,6 +25,7 @@ export const TEST_PACKAGES: readonly SystemPackage[] = [
   { name: "openssl", command: "openssl" },
   { name: "wireguard-go", command: "wireguard-go" },
   { name: "wireguard-tools", command: "wg" },
+  { name: "chromium", command: "chromium" },
   { name: "protobuf-compiler", command: "protoc" },
   { name: "python3-grpcio", module: "grpc" },
   { name: "python3-nacl", module: "nacl" },

@@ -3,7 +3,9 @@ import { test } from "node:test";
 import { importsOf, readSource, repositoryFiles } from "./source-files.ts";
 
 type Section = "dependencies" | "devDependencies" | "optionalDependencies";
-const manifest = JSON.parse(readSource("package.json")) as Record<Section, Record<string, string>>;
+type Manifest = Record<Section, Record<string, string>>;
+const manifest = JSON.parse(readSource("package.json")) as Manifest;
+const webManifest = JSON.parse(readSource("web/package.json")) as Manifest;
 
 /** First cells of the tables between a heading and the next one. */
 function packagesUnder(heading: string): string[] {
@@ -22,6 +24,11 @@ for (const [heading, section] of [
   test(`docs/dependencies.md lists the ${section} of package.json under "${heading}"`, () => {
     assert.deepEqual(packagesUnder(heading), Object.keys(manifest[section]).sort());
   });
+
+test('docs/dependencies.md lists what web/package.json names under "For the web page"', () => {
+  assert.deepEqual(packagesUnder("For the web page"), Object.keys(webManifest.devDependencies).sort());
+  assert.equal(webManifest.dependencies, undefined, "the page is built beforehand: nothing of it is needed at run time");
+});
 
 test("src imports nothing but Node, itself and the dependencies", () => {
   const strangers = new Set<string>();
@@ -48,7 +55,7 @@ test("no install script is needed: none is run, and every locked package has an 
     packages: Record<string, { integrity?: string; link?: boolean; dev?: boolean }>;
   };
   const unhashed = Object.entries(lock.packages).filter(
-    ([path, entry]) => path !== "" && !entry.link && !entry.integrity && !(entry.dev && FOREIGN_TOOL.test(path)),
+    ([path, entry]) => path !== "" && path !== "web" && !entry.link && !entry.integrity && !(entry.dev && FOREIGN_TOOL.test(path)),
   );
   assert.deepEqual(unhashed, []);
 });

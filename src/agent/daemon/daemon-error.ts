@@ -27,6 +27,8 @@ export type DaemonErrorCode =
   | "superseded"
   /** The systemd that the command needs is not there, or refused. */
   | "service-manager"
+  /** The web page's address and port cannot be listened on. */
+  | "ui-listen"
   /** A program error: please report it. */
   | "internal";
 
@@ -45,6 +47,7 @@ export const DAEMON_ERROR_CODES: Readonly<Record<DaemonErrorCode, number>> = {
   "agent-down": 1,
   superseded: 1,
   "service-manager": 1,
+  "ui-listen": 1,
   internal: 1,
 };
 
