@@ -11,23 +11,26 @@ const skip = missingForLab() ?? false;
 const A = "10.99.0.1";
 const B = "10.99.0.2";
 const FLOODER_OUTSIDE = "10.77.0.3";
+const JUDGE_PORT = 51821;
 
 /** Made messages wait for `start`, which resolves with their number when all are sent. */
 async function makeFlood(
   lab: Lab,
-  target: OurDevice,
+  target: OurDevice | Judge,
   options: Pick<FloodOptions, "kind" | "perSecond" | "seconds"> & Partial<FloodOptions>,
 ): Promise<() => Promise<number>> {
-  await lab.ip(lab.there, "addr", "add", `${FLOODER_OUTSIDE}/24`, "dev", "wire");
+  const isOurs = target instanceof OurDevice;
+  const from = isOurs ? lab.there : lab.here;
+  await lab.ip(from, "addr", "add", `${FLOODER_OUTSIDE}/24`, "dev", "wire");
   const all: FloodOptions = {
-    to: "10.77.0.1",
-    port: target.listenPort,
+    to: isOurs ? "10.77.0.1" : "10.77.0.2",
+    port: isOurs ? target.listenPort : JUDGE_PORT,
     from: FLOODER_OUTSIDE,
     publicKey: target.publicKey,
     ...options,
   };
   const script = fileURLToPath(new URL("../../lab/handshake-flooder.ts", import.meta.url));
-  const child = lab.spawn(lab.there, process.execPath, [script, JSON.stringify(all)], "input");
+  const child = lab.spawn(from, process.execPath, [script, JSON.stringify(all)], "input");
   await once(child.stdout!, "data");
   return async () => {
     child.stdin!.write("\n");
@@ -99,7 +102,7 @@ describe("a device under load and wireguard-go", { skip, timeout: 60_000 }, () =
   it("agree on a cookie: the repeated initiation carries it and is answered", async () => {
     await using undo = new AsyncDisposableStack();
     const lab = undo.use(await Lab.create());
-    const theirs = await Judge.start(lab, [`${B}/24`], 51821);
+    const theirs = await Judge.start(lab, [`${B}/24`], JUDGE_PORT);
     const ours = await OurDevice.start(lab, [`${A}/24`]);
     undo.defer(() => ours.close());
     await ours.request({ op: "setPeer", key: theirs.publicKey, mode: "awake", allowedIps: [`${B}/32`] });
@@ -118,6 +121,29 @@ describe("a device under load and wireguard-go", { skip, timeout: 60_000 }, () =
     assert.ok(elapsed > 4_500, `its first initiation was answered, after ${elapsed} ms`);
     assert.ok((await ours.counter("cookie-replies-sent")) > refused);
     assert.equal((await ping(lab, lab.there, "-c1", "-W2", A)).received, 1);
+    await flood;
+  });
+
+  it("agree on a cookie the other way round: our repeated initiation carries theirs and is answered", async () => {
+    await using undo = new AsyncDisposableStack();
+    const lab = undo.use(await Lab.create());
+    const theirs = await Judge.start(lab, [`${B}/24`], JUDGE_PORT);
+    const ours = await OurDevice.start(lab, [`${A}/24`]);
+    undo.defer(() => ours.close());
+    await theirs.setPeer(ours.publicKey, { allowedIps: [`${A}/32`] });
+    // More at once than an eighth of their queue of 1,024, again within the second that their load lasts.
+    const start = await makeFlood(lab, theirs, { kind: "stranger", perSecond: 2000, seconds: 8, tickMs: 500 });
+    const flood = start();
+    await sleep(1200);
+    await ours.request({ op: "setPeer", key: theirs.publicKey, mode: "awake", allowedIps: [`${B}/32`] });
+    const begun = performance.now();
+    await ours.request({ op: "initiate", key: theirs.publicKey, paths: [`10.77.0.2:${JUDGE_PORT}`] });
+    const established = await ours.waitFor("established", 8000);
+    assert.equal(established.role, "initiator");
+    assert.ok((await ours.counter("cookie-replies-taken")) >= 1);
+    const elapsed = performance.now() - begun;
+    assert.ok(elapsed > 4_500, `the first initiation was answered, after ${elapsed} ms`);
+    assert.equal((await ping(lab, lab.here, "-c1", "-W2", B)).received, 1);
     await flood;
   });
 });

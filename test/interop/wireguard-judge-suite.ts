@@ -3,12 +3,19 @@ import { once } from "node:events";
 import { describe, it } from "node:test";
 import { fileURLToPath } from "node:url";
 import { buildForeign, type ForeignProgram } from "../../lab/foreign-program.ts";
-import { delivered, type JudgeProgram, missingForLab, ping } from "./wireguard-lab.ts";
+import { sendUdp, type TrafficEnd } from "../integration/data-plane/checks.ts";
+import { delivered, type JudgeProgram, type Lab, missingForLab, ping } from "./wireguard-lab.ts";
 import { connect, HERE4, HERE6, OUTSIDE4, OUTSIDE6, PSK, THERE4, THERE6 } from "./wireguard-meeting.ts";
 
 const WE4 = "10.77.0.1:51820";
 const WE6 = "[fd77::1]:51820";
 const TCP_BYTES = 30_000_000;
+/** 40 datagrams each. Two at a time are what boringtun's socket holds, which has a buffer of the system's default size. */
+const UDP_BURSTS = 50;
+
+const trafficEnd = (lab: Lab, namespace: string): TrafficEnd => ({
+  spawn: (program, ...args) => lab.spawn(namespace, program, args, "input"),
+});
 
 /** Payloads of ping: every residue of the padding, and around the packet that fills the MTU of 1420 bytes. */
 const SIZES = {
@@ -117,8 +124,12 @@ export async function describeJudge(program: ForeignProgram, args: readonly stri
       [THERE4, OUTSIDE6, "IPv6"],
       [THERE6, OUTSIDE4, "IPv4"],
     ] as const) {
-      it(`carry TCP to ${address} and back unchanged over ${outside}`, async () => {
-        await using pair = await connect({ judge, path });
+      it(`carry TCP to ${address} and back unchanged over ${outside}, and over renewals by the number of packets`, async () => {
+        await using pair = await connect({
+          judge,
+          path,
+          setup: { sessionLimits: { rekeyAfterMessages: 2000 }, handshakeRetry: { rekeyTimeout: 100, jitter: 0 } },
+        });
         const { lab, ours } = pair;
         const script = fileURLToPath(new URL("./wireguard-tcp.ts", import.meta.url));
         const server = lab.spawn(lab.there, process.execPath, [script, "serve", address, "7000"]);
@@ -126,9 +137,25 @@ export async function describeJudge(program: ForeignProgram, args: readonly stri
         const text = await lab.exec(lab.here, process.execPath, script, "send", address, "7000", String(TCP_BYTES));
         assert.deepEqual(JSON.parse(text), { back: TCP_BYTES, isSame: true });
         await lab.end(server);
+        assert.ok(ours.count("established") >= 2, `${ours.count("established")} handshakes`);
         for (const name of ["drop-authentication", "drop-replay", "drop-malformed"])
           assert.equal(await ours.counter(name), 0, name);
       });
     }
+
+    it("carry 2,000 datagrams sent by UDP_SEGMENT each way unchanged", async () => {
+      await using pair = await connect({ judge, path: OUTSIDE4 });
+      const { lab } = pair;
+      const [here, there] = [trafficEnd(lab, lab.here), trafficEnd(lab, lab.there)];
+      assert.equal((await ping(lab, lab.here, "-c1", "-W2", THERE4)).received, 1);
+      for (const [from, to, address, size] of [
+        [here, there, THERE4, 1200],
+        [there, here, HERE6, 1372],
+      ] as const) {
+        const { sent, received } = await sendUdp(from, to, address, { bursts: UDP_BURSTS, size, ahead: 1 });
+        // Its threads may change the order.
+        assert.deepEqual(received, { ...sent, duplicates: 0, altered: 0, outOfOrder: received.outOfOrder }, address);
+      }
+    });
   });
 }

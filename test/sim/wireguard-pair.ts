@@ -5,6 +5,7 @@ import { silentLogger } from "#base/log.ts";
 import { ManualClock, type Millis, type Timer } from "#base/time.ts";
 import type { DeviceEvents, DevicePath } from "#wireguard/device.ts";
 import { EmbeddedDevice } from "#wireguard/embedded-device.ts";
+import { LocalIdentity } from "#wireguard/identity.ts";
 import type { Plane } from "#wireguard/plane.ts";
 import { type CommandRecord, type SessionKeys, sessionRecord } from "#wireguard/worker/commands.ts";
 import type { SessionLimits } from "#wireguard/worker/limits.ts";
@@ -156,17 +157,15 @@ export class VirtualEnd {
     this.#clock = clock;
     this.host = host;
     this.#destination = 3 - host;
-    this.rig = new Rig(guard, { limits });
+    const privateKey = PrivateKey.generate();
+    this.rig = new Rig(guard, { limits, mac1Key: new LocalIdentity(privateKey).mac1Key });
     this.#kernel = guard.kernel!;
     this.#plane = new RigPlane(
       this.rig,
       () => this.run(),
       (datagram) => this.#put(datagram),
     );
-    this.device = new EmbeddedDevice(
-      { clock, log: silentLogger, plane: this.#plane },
-      { privateKey: PrivateKey.generate(), mtu: 1420 },
-    );
+    this.device = new EmbeddedDevice({ clock, log: silentLogger, plane: this.#plane }, { privateKey, mtu: 1420 });
     for (const name of ["established", "path-hint", "silent", "handshake-failed", "wake"] as const)
       this.device.events.on(name, (payload) => this.events.push({ name, at: clock.now(), payload }));
   }

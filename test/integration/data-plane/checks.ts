@@ -9,12 +9,15 @@ export const root = process.getuid?.() === 0 ? { timeout: 20_000 } : { skip: "ne
 
 const TRAFFIC = new URL("./traffic.ts", import.meta.url).pathname;
 
+/** Where traffic.ts can run: pipes for stdin and stdout. */
+export type TrafficEnd = Pick<End, "spawn">;
+
 /** Runs traffic.ts in the end's namespace; its output line by line. */
-export function traffic(end: End, ...args: string[]): { process: ChildProcess; line: () => Promise<string> } {
+export function traffic(end: TrafficEnd, ...args: string[]): { process: ChildProcess; line: () => Promise<string> } {
   const child = end.spawn(process.execPath, TRAFFIC, ...args);
   const lines = createInterface({ input: child.stdout! })[Symbol.asyncIterator]();
   let errors = "";
-  child.stderr!.on("data", (text: Buffer) => {
+  child.stderr?.on("data", (text: Buffer) => {
     errors += text.toString();
   });
   const line = async (): Promise<string> => {
@@ -39,14 +42,15 @@ export async function tcpArrivesWhole(from: End, to: End, address: string, bytes
 
 /** Sends bursts with UDP_SEGMENT, 40 datagrams of `size` bytes each, the last one smaller; both ends' own accounts. */
 export async function sendUdp(
-  from: End,
-  to: End,
+  from: TrafficEnd,
+  to: TrafficEnd,
   address: string,
-  { bursts, size }: { readonly bursts: number; readonly size: number },
+  { bursts, size, ahead }: { readonly bursts: number; readonly size: number; readonly ahead?: number },
 ): Promise<{ readonly sent: UdpSent; readonly received: UdpReceived }> {
   const receiver = traffic(to, "udp-receive", address, String(size));
   const port = await receiver.line();
-  const sender = traffic(from, "udp-send", `${bracket(address)}:${port}`, String(bursts), String(size));
+  const numbers = [bursts, size, ...(ahead === undefined ? [] : [ahead])].map(String);
+  const sender = traffic(from, "udp-send", `${bracket(address)}:${port}`, ...numbers);
   const sending = sender.line().then((line) => {
     const sent = JSON.parse(line) as UdpSent;
     receiver.process.stdin!.write(`end ${sent.datagrams}\n`);

@@ -16,14 +16,15 @@ import { encodeSockaddr } from "#net/sockaddr.ts";
  *   tcp-send ENDPOINT BYTES        prints the SHA-256 of what it sent
  *   udp-receive ADDRESS SIZE       prints the port, then the number of each burst that it has got something of; for a line
  *                                  `end COUNT` on stdin the UdpReceived of what came, when COUNT did or nothing comes any more
- *   udp-send ENDPOINT BURSTS SIZE  bursts of 40 datagrams of SIZE bytes in one send each (UDP_SEGMENT), the last datagram
- *                                  smaller; keeps 3 bursts ahead of the numbers on stdin; prints the UdpSent
+ *   udp-send ENDPOINT BURSTS SIZE AHEAD
+ *                                  bursts of 40 datagrams of SIZE bytes in one send each (UDP_SEGMENT), the last datagram
+ *                                  smaller; keeps AHEAD bursts (default 3) ahead of the numbers on stdin; prints the UdpSent
  *
  * A datagram begins with its number, 32 bits.
  */
-const [mode, target, first = "0", second = "0"] = process.argv.slice(2);
+const [mode, target, first = "0", second = "0", third] = process.argv.slice(2);
 const DATAGRAMS_PER_BURST = 40;
-/** As many as a socket holds whose buffer the administrator's default limits to 208 KiB. */
+/** With the one under way as many as our receiver's buffer holds, for which the administrator's limit is 208 KiB, doubled. */
 const BURSTS_AHEAD = 3;
 /** When all of a burst was lost, nobody says that it came. */
 const PATIENCE_MS = 50;
@@ -105,7 +106,7 @@ async function main(): Promise<void> {
     case "udp-receive":
       return receiveDatagrams(target!, Number(first));
     case "udp-send":
-      return sendBursts(target!, Number(first), Number(second));
+      return sendBursts(target!, Number(first), Number(second), Number(third ?? BURSTS_AHEAD));
     default:
       throw new Error(`unknown mode ${mode}`);
   }
@@ -171,7 +172,7 @@ function receiveDatagrams(address: string, size: number): void {
   socket.bind(0, address, () => console.log(socket.address().port));
 }
 
-async function sendBursts(target: string, bursts: number, size: number): Promise<void> {
+async function sendBursts(target: string, bursts: number, size: number, ahead: number): Promise<void> {
   const to = parseEndpoint(target);
   const c = libc();
   const fd = c.socket(to.address.includes(":") ? 10 : 2, 2 | 0x80000, 0);
@@ -187,7 +188,7 @@ async function sendBursts(target: string, bursts: number, size: number): Promise
     for (let at = 0; at < payload.length; at += size)
       all.update(hash("sha256", payload.subarray(at, at + size), "buffer"));
     sendSegmented(c, fd, encodeSockaddr(to), new Uint8Array(payload), size);
-    while (number - reached >= BURSTS_AHEAD) {
+    while (number - reached >= ahead) {
       const before = reached;
       const news = new Promise<void>((done) => {
         heard = done;
