@@ -7,12 +7,12 @@ import type { PacketRecord, SimWorld } from "./sim-world.ts";
 
 /** Longest that two ends may differ about sleeping while signal works and no message of theirs is under way. */
 const DISAGREEMENT_MAX: Millis = 2_000;
-/** The same with messages under way, which lost segments hold up. */
-const DISAGREEMENT_MAX_LOSSY: Millis = 6_000;
+/** The same with messages under way, which lost segments hold up, and of ends that do not agree but announce. */
+const DISAGREEMENT_MAX_SLOW: Millis = 6_000;
+/** An end that is Connecting says so, and repeats what wakes the other one at least so often (peer-transitions.ts). */
+const CONNECTING_MAX: Millis = 35_000;
 /** What was sent before two ends slept may arrive so late. */
 const LATE: Millis = 10_000;
-/** A disturbance may take this long to be overcome before disagreements count. */
-const RECOVERY: Millis = 10_000;
 /** What may happen to a packet without anybody being to blame. */
 const EXCUSES: ReadonlySet<string> = new Set([
   "lost",
@@ -56,6 +56,8 @@ export class PairWatch {
   /** When a user last wanted the two to be awake. */
   readonly #wantedAt = new Map<string, Millis>();
   #disturbedAt: Millis = 0;
+  /** When a pair could last not reach signal or relay, or one end was away. */
+  readonly #apartAt = new Map<string, Millis>();
   readonly #startedAt = new Map<SimMachine, Millis[]>();
   readonly #awakeSince = new Map<PeerConnection, Millis>();
   readonly #idleSince = new Map<PeerConnection, Millis>();
@@ -192,20 +194,19 @@ export class PairWatch {
   #checkAgreement(a: SimMachine, b: SimMachine): void {
     const { now, signal } = this.#world;
     const name = nameOf(a, b);
+    if (!this.#reachesServers(a) || !this.#reachesServers(b)) this.#apartAt.set(name, now);
     if (!a.agent || !b.agent || a.peer(b).awake === b.peer(a).awake) {
       this.#differSince.delete(name);
-      return;
-    }
-    if (!this.#signalWorks(a) || !this.#signalWorks(b)) {
-      if (this.#differSince.get(name) !== Number.POSITIVE_INFINITY) this.#differSince.set(name, now);
       return;
     }
     const since = this.#differSince.get(name) ?? now;
     this.#differSince.set(name, since);
     if (signal.isFlying(a.publicKey, b.publicKey)) this.#flyingAt.set(name, now);
-    const counted = now - Math.max(since, this.#disturbedAt + RECOVERY);
+    const counted = now - Math.max(since, this.#apartAt.get(name) ?? 0);
     const silent = now - (this.#flyingAt.get(name) ?? 0);
-    if (counted <= DISAGREEMENT_MAX_LOSSY && Math.min(counted, silent) <= DISAGREEMENT_MAX) return;
+    if (counted <= CONNECTING_MAX && (a.peer(b).status === "connecting" || b.peer(a).status === "connecting")) return;
+    const agrees = [a, b].every(({ settings: { dialect = "perch" } }) => dialect === "perch");
+    if (counted <= DISAGREEMENT_MAX_SLOW && (!agrees || Math.min(counted, silent) <= DISAGREEMENT_MAX)) return;
     // An agent that died and came back is asleep to one that is awake to its former life, until that one says something.
     const former = this.#knowsFormerLife(a, b) || this.#knowsFormerLife(b, a);
     if (former && counted <= FORMER_LIFE_MAX) return;
@@ -238,8 +239,9 @@ export class PairWatch {
     this.#violate(`${at.name} woke ${peer.info.fqdn} without cause: ${peer.reason}`);
   }
 
-  #signalWorks(machine: SimMachine): boolean {
-    return machine.agent !== undefined && machine.online && !machine.suspended && machine.agent.signal.connected;
+  /** By connections that are alive. */
+  #reachesServers({ agent, online, suspended }: SimMachine): boolean {
+    return agent !== undefined && online && !suspended && agent.signal.live && agent.relay.live;
   }
 
   #knowsFormerLife(awake: SimMachine, other: SimMachine): boolean {

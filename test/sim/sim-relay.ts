@@ -215,6 +215,10 @@ class SimRelayConnection {
   }
 
   /** The machine's address changed under the connection. */
+  get live(): boolean {
+    return this.#stream.live;
+  }
+
   mute(): void {
     this.#stream.mute();
   }
@@ -330,6 +334,11 @@ export class SimRelayClient {
       ...(instanceUrl !== undefined && { instanceUrl }),
       ...(rtt !== undefined && { rtt }),
     };
+  }
+
+  /** Connected to a home over a connection that carries. */
+  get live(): boolean {
+    return (this.#home.connection as SimRelayConnection | undefined)?.live === true;
   }
 
   /** Connections that are open or being made. */

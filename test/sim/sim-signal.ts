@@ -187,6 +187,11 @@ export class SimSignalClient {
     return this.#since !== undefined;
   }
 
+  /** Registered over a connection that carries; one whose machine moved does not, and does not know it. */
+  get live(): boolean {
+    return this.connected && this.#stream?.live === true;
+  }
+
   /** Bytes that wait. */
   get queuedBytes(): number {
     return this.#queue.bytes;

@@ -29,6 +29,7 @@ function facts(overrides: Partial<SleepFacts> = {}): SleepFacts {
     lastReceived: 0,
     waiting: false,
     lastProven: 0,
+    lastOffered: 0,
     ...overrides,
   };
 }
@@ -129,6 +130,13 @@ describe("who proposes", () => {
     assert.deepEqual(said(comeDue(talk, facts({ now: talk.repeatAt })).effects), [
       { kind: "propose", epoch: 8, idle: THRESHOLD },
     ]);
+  });
+
+  test("asks anew when it repeated an OFFER behind the proposal: that wakes who has just agreed", () => {
+    const offered = facts({ now: NOW + 80, lastOffered: NOW + 10 });
+    const { talk, effects } = receive(proposed(), { kind: "agree", epoch: 7 }, () => 8, offered);
+    assert.deepEqual(kinds(effects), ["look-at"]);
+    assert.ok(talk.kind === "proposed" && talk.epoch === 8);
   });
 
   test("repeats the proposal a bounded number of times and sleeps then without an answer", () => {

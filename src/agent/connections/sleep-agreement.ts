@@ -55,8 +55,9 @@ export interface SleepFacts {
   readonly lastReceived: Millis;
   /** Packets wait for it. */
   readonly waiting: boolean;
-  /** Last handshake. */
+  /** Last handshake, and last OFFER of ours. */
   readonly lastProven: Millis;
+  readonly lastOffered: Millis;
 }
 
 export type SleepEffect =
@@ -178,7 +179,7 @@ function waitOf(talk: SleepTalk, idle: Millis, facts: SleepFacts): Millis | "for
 function takeAgreement(talk: SleepTalk, epoch: number, freshEpoch: () => number, facts: SleepFacts): SleepStep {
   // An old one: the other end has heard from us since.
   if (!facts.awake || talk.kind === "silent" || talk.epoch !== epoch) return { talk, effects: [] };
-  const { now, lazy, waiting, lastSent, lastReceived, lastProven, threshold } = facts;
+  const { now, lazy, waiting, lastSent, lastReceived, lastProven, lastOffered, threshold } = facts;
   const { since } = talk;
   // It has something for us, and its OFFER comes behind this.
   if (lastReceived >= since)
@@ -187,8 +188,8 @@ function takeAgreement(talk: SleepTalk, epoch: number, freshEpoch: () => number,
     const at = Math.max(now, facts.lastActivity + threshold);
     return { talk: SILENT, effects: [{ kind: "call-back" }, { kind: "look-at", at }] };
   }
-  // A handshake since: it may have woken after agreeing. Then it refuses.
-  if (lastProven > since) {
+  // It may have woken after agreeing, by a handshake or by our OFFER. Then it refuses.
+  if (lastProven > since || lastOffered >= since) {
     const renewed: Proposed = { ...talk, epoch: freshEpoch(), since: now, sent: 0, repeatAt: now + RENEWAL };
     return { talk: renewed, effects: [{ kind: "look-at", at: renewed.repeatAt }] };
   }

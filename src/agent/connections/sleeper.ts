@@ -256,6 +256,7 @@ export class Sleeper {
       lastReceived: lastDataRx,
       waiting: stagedBytes > 0,
       lastProven: connection.provenAt ?? 0,
+      lastOffered: connection.offeredAt ?? 0,
     };
   }
 

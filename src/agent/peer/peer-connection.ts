@@ -136,6 +136,7 @@ export class PeerConnection {
   #told: number | undefined;
   #remoteIsPerch = false;
   #agreesOnSleep = false;
+  #offeredAt: Millis | undefined;
   #remoteHalf: RemoteHalf | undefined;
   #delivered: boolean | undefined;
   #knownDirect: { readonly endpoint: Endpoint; readonly until: Millis } | undefined;
@@ -176,6 +177,11 @@ export class PeerConnection {
   /** It agrees with us before it sleeps, as far as its last OFFER or ANSWER said. */
   get agreesOnSleep(): boolean {
     return this.#agreesOnSleep;
+  }
+
+  /** Clock of our last OFFER. */
+  get offeredAt(): Millis | undefined {
+    return this.#offeredAt;
   }
 
   /** Clock of the last handshake; undefined while idle or Connecting. */
@@ -436,6 +442,7 @@ export class PeerConnection {
       ...(relay.home && { relay: relay.home }),
       ...(ice && { credentials: state.local.credentials, sessionId: state.local.id }),
     });
+    if (type === "offer") this.#offeredAt = this.#deps.clock.now();
     this.#story.note(`${type}-sent`, relay.home?.instanceUrl ?? "no relay");
     const sent = this.#deps.signal.send(this.key, body);
     this.#told = this.#candidates.length;
