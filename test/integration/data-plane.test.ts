@@ -50,6 +50,22 @@ const IMPAIRED_ROWS: readonly Row[] = [
   { name: "no offload at all", offload: { virtioHeader: false, gso: false, gro: false } },
 ];
 
+/** What the data plane may not say that it uses. */
+const FEATURES: Readonly<Record<keyof OffloadOptions, string>> = {
+  virtioHeader: "tun-tso",
+  udpSegmentation: "tun-uso",
+  gso: "udp-gso",
+  gro: "udp-gro",
+  ipv6: "ipv6",
+};
+
+/** A row without an offload that ran with it would prove nothing. */
+function isWithout({ a, b }: Pair, offload: OffloadOptions): void {
+  for (const [name, feature] of Object.entries(FEATURES))
+    if (offload[name as keyof OffloadOptions] === false)
+      for (const { started } of [a, b]) assert.ok(!started.features.includes(feature), `${feature} is off`);
+}
+
 const burstsOf = (bytes: number, size: number): number => Math.ceil(bytes / (DATAGRAMS_PER_BURST * size));
 
 /** Runs `work` and notes what it was, how long it took and the hash that both ends agree on. */
@@ -68,6 +84,7 @@ describe("traffic arrives unchanged", { concurrency: MIB > 64 ? 1 : 2 }, () => {
     test(`ping, TCP and UDP bursts with ${name}`, options, async (t) => {
       await using pair = await Pair.start({ plane: { offload, mtu }, outer6 });
       const { a, b } = pair;
+      isWithout(pair, offload);
       await Promise.all([ping(a, "10.77.0.2"), ping(b, "fd77::1")]);
       // Every residue of the padding, and the packet that fills the MTU.
       for (const size of ["0", "1", "15", "16", "17", String(mtu - 28), String(mtu - 29)])
@@ -92,6 +109,7 @@ describe("through a link that loses, reorders and doubles datagrams", { concurre
     test(`streams are whole, and datagrams arrive unchanged and once, with ${name}`, options, async (t) => {
       await using pair = await Pair.start({ plane: { offload }, outer6, impairment: IMPAIRMENT });
       const { a, b, wire } = pair;
+      isWithout(pair, offload);
       const bytes = BYTES * IMPAIRED_PART;
       await b.event("confirmed");
       const before = await wire.counters();
