@@ -5,6 +5,7 @@ import type { Logger } from "#base/log.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
 import type { LoginResponse } from "#gen/management_pb.ts";
 import { ManagementClient } from "#management/client/management-client.ts";
+import type { CaptureOptions, PacketCapture } from "#wireguard/capture.ts";
 import type { AgentControl, AgentSettings, AgentState, AgentStatus, ChangedPeers, PeerStatus } from "./control.ts";
 import { type DoctorDeps, examine, examinePair } from "./doctor.ts";
 import { AgentError } from "./errors.ts";
@@ -173,6 +174,13 @@ class Agent implements AgentControl, AsyncDisposable {
     }
     this.#session?.engine.setLazy(value);
     this.#changed();
+  }
+
+  capture(options: CaptureOptions): PacketCapture {
+    const { device } = this.#running();
+    if (!device.startCapture)
+      throw new AgentError("unsupported-device", `a device of kind ${device.kind} does not show its packets`);
+    return device.startCapture(options);
   }
 
   examine(signal: AbortSignal): Promise<AgentExamination> {

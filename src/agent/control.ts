@@ -1,6 +1,7 @@
 import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
 import type { Millis } from "#base/time.ts";
+import type { CaptureOptions, PacketCapture } from "#wireguard/capture.ts";
 import type { AgentExamination, PairExamination } from "./examination.ts";
 import type { FirewallStatus } from "./firewall/firewall.ts";
 
@@ -34,6 +35,8 @@ export interface AgentControl {
   pinPeer(key: PublicKey, pinned: boolean): void;
   /** Switches lazy connections live, source `setting`; undefined leaves it to the network. The daemon stores the setting. */
   setLazy(value: boolean | undefined): void;
+  /** Inner packets of one peer or all. Throws AgentError `peer-unknown`, RangeError. */
+  capture(options: CaptureOptions): PacketCapture;
   /** Checks this agent, up or down. Asks STUN servers and management's clock anew, a few seconds; changes nothing. */
   examine(signal: AbortSignal): Promise<AgentExamination>;
   /** Why a pair is as it is. Asks STUN servers anew; changes nothing, wakes nobody. Throws AgentError `peer-unknown`. */

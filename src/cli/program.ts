@@ -42,6 +42,11 @@ const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import("./doctor.ts")).doctorCommand(),
   },
   {
+    name: "debug",
+    summary: "capture the tunnel's packets",
+    load: async () => (await import("./debug.ts")).debugCommand(),
+  },
+  {
     name: "lazy",
     summary: "show or switch lazy connections",
     load: async () => (await import("./lazy.ts")).lazyCommand(),

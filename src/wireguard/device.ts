@@ -2,7 +2,7 @@ import type { Emitter } from "#base/emitter.ts";
 import type { Endpoint, Prefix } from "#base/ip.ts";
 import type { PresharedKey, PublicKey } from "#base/keys.ts";
 import type { Millis } from "#base/time.ts";
-
+import type { CaptureOptions, PacketCapture } from "./capture.ts";
 import type { FilterRules, SourceRule } from "./filter.ts";
 
 /**
@@ -60,6 +60,13 @@ export interface WireGuardDevice extends AsyncDisposable {
    * Throws FilterError.
    */
   setFilterSource(source: Prefix, rules: readonly SourceRule[]): void;
+
+  /**
+   * Copies inner packets into a pcapng file that comes in pieces, until its bounds, `stop`, or whoever reads it leaves. One at a
+   * time: a second ends the first (`replaced`). Costs nothing while there is none. Throws DeviceError `peer-unknown`,
+   * `closed`, RangeError. Absent where the device does not show packets.
+   */
+  startCapture?(options?: CaptureOptions): PacketCapture;
 
   /** A datagram that a relay delivered from this peer. Unknown peers and full queues: counted, dropped. */
   injectRelayed(key: PublicKey, datagram: Uint8Array): void;

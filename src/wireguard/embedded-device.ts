@@ -1,9 +1,10 @@
 import { Emitter } from "#base/emitter.ts";
-import { PerchError, unreachable } from "#base/errors.ts";
+import { unreachable } from "#base/errors.ts";
 import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
-import type { PresharedKey, PublicKey } from "#base/keys.ts";
+import type { PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
+import { CaptureHost, type CaptureOptions, type PacketCapture } from "./capture.ts";
 import { REJECT_AFTER_TIME } from "./constants.ts";
 import type { EmbeddedDeviceDeps, EmbeddedDeviceOptions } from "./create-embedded-device.ts";
 import type {
@@ -14,17 +15,16 @@ import type {
   PacketSource,
   WireGuardDevice,
 } from "./device.ts";
+import { DeviceError } from "./device-error.ts";
 import { packetSource, samePath } from "./device-path.ts";
 import type { FilterRules, SourceRule } from "./filter.ts";
 import type { SessionKeys } from "./handshake.ts";
 import type { HandshakeAction } from "./handshake-action.ts";
 import { HandshakeManager } from "./handshake-manager.ts";
 import { INITIATION_BYTES, RESPONSE_BYTES } from "./messages.ts";
-import { NO_PATH, NO_PATHS, type PeerRow, PeerTable } from "./peer-table.ts";
+import { NO_PATH, NO_PATHS, type PeerRow, PeerTable, samePresharedKey } from "./peer-table.ts";
 import type { Plane } from "./plane.ts";
 import { restorePeers } from "./restore-peers.ts";
-
-export class DeviceError extends PerchError<"too-many-peers" | "keepalive-out-of-range"> {}
 
 /** Most peers unless the options say otherwise. */
 export const DEFAULT_PEER_CAPACITY = 131_072;
@@ -55,6 +55,7 @@ export class EmbeddedDevice implements WireGuardDevice {
   readonly #plane: Plane;
   readonly #handshakes: HandshakeManager;
   readonly #peers: PeerTable;
+  readonly #captures: CaptureHost;
   #timer: Timer | undefined;
   #timerAt = Number.POSITIVE_INFINITY;
   #closing: Promise<void> | undefined;
@@ -66,6 +67,7 @@ export class EmbeddedDevice implements WireGuardDevice {
     this.#clock = deps.clock;
     this.#log = deps.log;
     this.#plane = deps.plane;
+    this.#captures = new CaptureHost(deps);
     this.mtu = options.mtu;
     this.#peers = new PeerTable(options.peerCapacity ?? DEFAULT_PEER_CAPACITY);
     const handshakeDeps = {
@@ -122,6 +124,7 @@ export class EmbeddedDevice implements WireGuardDevice {
     if (!row || this.#closing) return;
     this.#handshakes.removePeer(row.slot);
     this.#plane.removePeer(row.slot);
+    this.#captures.notePeerRemoved(row.slot);
     this.#peers.remove(row, this.#clock.now());
     this.#armTimer();
   }
@@ -233,7 +236,7 @@ export class EmbeddedDevice implements WireGuardDevice {
     this.#plane.sendDatagram(datagram, to, from);
   }
 
-  // Counters
+  // Counters and packets to look at
 
   peerStats(key: PublicKey): DevicePeerStats | undefined {
     const row = this.#peers.get(key);
@@ -253,6 +256,12 @@ export class EmbeddedDevice implements WireGuardDevice {
       ["peers", this.#peers.size],
       ["peers-in-contact", this.#handshakes.contacts],
     ]);
+  }
+
+  startCapture(options: CaptureOptions = {}): PacketCapture {
+    const row = options.key && this.#peers.get(options.key);
+    if (options.key && !row) throw new DeviceError("peer-unknown", `no peer has the key ${options.key}`);
+    return this.#captures.start(options, row?.slot);
   }
 
   #stats(row: PeerRow): DevicePeerStats {
@@ -468,6 +477,7 @@ export class EmbeddedDevice implements WireGuardDevice {
   close(): Promise<void> {
     if (!this.#closing) {
       this.#timer?.cancel();
+      this.#captures.end("device-closed");
       this.#closing = this.#plane.close();
       this.#handshakes.close();
     }
@@ -487,7 +497,3 @@ interface RunContext {
 
 /** The kernel had no room just now: the path is not to blame. */
 const TRANSIENT: ReadonlySet<string> = new Set(["EAGAIN", "ENOBUFS", "EINTR"]);
-
-function samePresharedKey(a: PresharedKey | undefined, b: PresharedKey | undefined): boolean {
-  return a === undefined || b === undefined ? a === b : a.equals(b);
-}

@@ -16,6 +16,7 @@ export {
 export { KeyError, PresharedKey, PrivateKey, PublicKey } from "#base/keys.ts";
 export { createLogger, type Logger, type LogSink, silentLogger } from "#base/log.ts";
 export { type Clock, type Millis, systemClock } from "#base/time.ts";
+export type { CaptureEnd, CaptureOptions, CaptureSummary, PacketCapture } from "./capture.ts";
 export { DEFAULT_MTU } from "./constants.ts";
 export { createEmbeddedDevice, type EmbeddedDeviceDeps, type EmbeddedDeviceOptions } from "./create-embedded-device.ts";
 export type {
@@ -28,7 +29,7 @@ export type {
   WakeCause,
   WireGuardDevice,
 } from "./device.ts";
-export { DeviceError } from "./embedded-device.ts";
+export { DeviceError } from "./device-error.ts";
 export {
   FILTER_RULES_PER_SOURCE,
   FilterError,

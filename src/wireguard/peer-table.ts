@@ -162,3 +162,7 @@ function byOwnerKey(prefixes: readonly Prefix[]): Map<string, Prefix> {
 function ownerKey(prefix: Prefix): string {
   return isHostPrefix(prefix) ? prefix.address : formatPrefix(prefix);
 }
+
+export function samePresharedKey(a: PresharedKey | undefined, b: PresharedKey | undefined): boolean {
+  return a === undefined || b === undefined ? a === b : a.equals(b);
+}

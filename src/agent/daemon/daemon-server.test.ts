@@ -243,3 +243,31 @@ test("two daemons share neither a socket nor a state directory, and a refused on
   });
   assert.deepEqual(readdirSync(at.dir).sort(), ["d.sock", "d.sock.lock", "state"]);
 });
+
+test("a capture begins with a file's header, and ends when its reader leaves, its time is up or a bound is wrong", async () => {
+  await using daemon = await daemonWith(2);
+  const { agent, client } = daemon;
+  const request = { peer: "", snapLength: 0, packets: 0, bytes: 0, durationMs: 0 };
+  const drain = async (more: Partial<typeof request>): Promise<string[]> => {
+    const parts: string[] = [];
+    for await (const { part } of client.capture({ ...request, ...more }))
+      parts.push(part.case === "summary" ? `${part.value.packets} ${part.value.end}` : (part.case ?? ""));
+    return parts;
+  };
+  assert.match(await codeOf(drain({})), /^agent-down: /);
+  await up(client);
+  assert.match(await codeOf(drain({ snapLength: 70_000 })), /^value-invalid: snap length 70000/);
+  assert.match(await codeOf(drain({ peer: "nobody" })), /^peer-unknown: /);
+  assert.deepEqual(await drain({ durationMs: 30 }), ["file", "file", "0 duration"]);
+  const before = agent.calls.length;
+  const leave = new AbortController();
+  const left = (async () => {
+    for await (const { part } of client.capture({ ...request, packets: 5 }, { signal: leave.signal })) {
+      assert.equal(part.case, "file");
+      leave.abort();
+    }
+  })();
+  await assert.rejects(left);
+  while (agent.calls.length < before + 2) await new Promise((resolve) => setTimeout(resolve, 5));
+  assert.deepEqual(agent.calls.slice(before), ["capture all 5", "capture ends"]);
+});

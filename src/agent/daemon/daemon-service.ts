@@ -25,6 +25,7 @@ import {
 } from "#gen/daemon_pb.ts";
 import type { AgentControl, AgentStatus, PeerState, PeerStatus } from "../control.ts";
 import type { AgentLifecycle, UpOrder } from "./agent-lifecycle.ts";
+import { captureParts, parseCaptureBounds } from "./capture-stream.ts";
 import { DaemonError } from "./daemon-error.ts";
 import { type DaemonLog, parseLogLevel } from "./daemon-log.ts";
 import { encodeAgentExamination, encodePairExamination } from "./doctor-message.ts";
@@ -179,6 +180,19 @@ export function createDaemonService(deps: DaemonServiceDeps): ServiceImpl<typeof
         const { key } = findPeer(runningPeers(), request.peer);
         return encodePairExamination(await agent.examinePair(key), head(agent.status()));
       }),
+
+    capture: (request, context) =>
+      withErrors(
+        log.logger,
+        captureParts(
+          () => {
+            const peers = runningPeers();
+            const key = request.peer === "" ? undefined : findPeer(peers, request.peer).key;
+            return agent.capture({ ...parseCaptureBounds(request), key });
+          },
+          AbortSignal.any([context.signal, deps.closing]),
+        ),
+      ),
 
     setLazy: (request) =>
       guard(log.logger, async () => {

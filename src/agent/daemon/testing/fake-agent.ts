@@ -1,7 +1,9 @@
 import { PerchError } from "#base/errors.ts";
 import { type IpAddress, parseEndpoint, parsePrefix } from "#base/ip.ts";
 import { PublicKey } from "#base/keys.ts";
+import { systemClock } from "#base/time.ts";
 import { parseCandidate } from "#ice/candidate.ts";
+import { CaptureHost, type CaptureOptions, type PacketCapture } from "#wireguard/capture.ts";
 import type {
   AgentControl,
   AgentSettings,
@@ -227,6 +229,17 @@ export class FakeAgent implements AgentControl, AsyncDisposable {
         ? { enabled: true, source: "network" as const }
         : { enabled: value, source: "setting" as const };
     this.#change({ lazy: { ...this.#status.lazy, ...lazy } });
+  }
+
+  /** A real capture of a device through which nothing goes. */
+  capture(options: CaptureOptions): PacketCapture {
+    this.calls.push(`capture ${options.key ? "peer" : "all"} ${options.maxPackets ?? "any"}`);
+    const plane = {
+      interfaceName: "fake0",
+      startCapture: () => {},
+      stopCapture: () => this.calls.push("capture ends"),
+    };
+    return new CaptureHost({ clock: systemClock, plane }).start(options, undefined);
   }
 
   /** A real examination of made-up facts: UDP works behind a cone NAT, the clock is right. */
