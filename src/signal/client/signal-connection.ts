@@ -65,10 +65,14 @@ export class SignalConnection {
     this.#registerTimer = this.#clock.after(options.registerTimeoutMs, () =>
       this.#lose("signal-silent", `not registered within ${options.registerTimeoutMs} ms`),
     );
-    this.#stopDialling = dialTcp(this.#clock, options, {
-      connected: (socket) => this.#open(socket),
-      failed: (error) => this.#lose("signal-unreachable", messageOf(error), error),
-    });
+    this.#stopDialling = dialTcp(
+      this.#clock,
+      { host: options.host, port: options.port },
+      {
+        connected: (socket) => this.#open(socket),
+        failed: (error) => this.#lose("signal-unreachable", messageOf(error), error),
+      },
+    );
   }
 
   /** TCP is there: TLS where wanted, HTTP/2, and the registration. */
