@@ -5,6 +5,10 @@ import { type Bench, type BenchResult, quantile } from "./bench.ts";
 import { BigLab, countSleeps } from "./big-lab.ts";
 
 const WATCH_MS = 10_000;
+/** The issue's bars: resident memory of an idle peer in bytes, main thread of a change, the longest stall. */
+const MEMORY_BAR = 1500;
+const CHANGE_BAR_MS = 5;
+const STALL_BAR_MS = 50;
 
 interface Cost {
   readonly peers: number;
@@ -22,29 +26,32 @@ interface Cost {
 /**
  * What peers that sleep cost a real agent on a network of that size: memory, descriptors, timers, times its threads go to
  * sleep in 10 s without traffic (each is a wake-up), the start with a whole map, a map with one peer less, and the wake of one
- * of them. Memory is measured after a collection, when the system has got back what it freed.
+ * of them. Memory is measured after a collection, when the system has got back what it freed. Descriptors and timers may be
+ * as many as the agent with the fewest peers has.
  */
 export const bench: Bench = async ({ quick, say }) => {
   await ensurePrivileges();
   const costs: Cost[] = [];
   for (const peers of quick ? [10, 1_000] : [10, 10_000, 50_000]) {
     say(`${peers} peers`);
-    costs.push(await measure(peers, quick ? 2 : 20));
+    costs.push(await measure(peers, quick ? 2 : 20, say));
   }
+  const [few] = costs as [Cost, ...Cost[]];
   const results: BenchResult[] = costs.flatMap((cost) => {
-    const line = (name: string, unit: string, perch: number, samples = 1): BenchResult => ({
+    const line = (name: string, unit: string, perch: number, bar?: number, samples = 1): BenchResult => ({
       name: `${cost.peers} idle peers: ${name}`,
       ...{ unit, perch, samples, others: {} },
+      ...(bar !== undefined && { bar }),
     });
     return [
       line("memory", "MB", cost.rss / 1e6),
-      line("descriptors", "", cost.descriptors),
-      line("timers", "", cost.timers),
+      line("descriptors", "", cost.descriptors, few.descriptors),
+      line("timers", "", cost.timers, few.timers),
       line("wake-ups in 10 s", "", cost.sleeps),
       line("start to ready", "ms", cost.startMs),
-      line("longest stall of the start", "ms", cost.startLoopMs),
-      line("map with one peer less applied", "ms", cost.changeMs),
-      line("first reply of a wake, median", "ms", quantile(cost.wakes, 0.5), cost.wakes.length),
+      line("longest stall of the start", "ms", cost.startLoopMs, cost === few ? undefined : STALL_BAR_MS),
+      line("map with one peer less applied", "ms", cost.changeMs, CHANGE_BAR_MS),
+      line("first reply of a wake, median", "ms", quantile(cost.wakes, 0.5), undefined, cost.wakes.length),
     ];
   });
   const [small, large] = costs.slice(-2) as [Cost, Cost];
@@ -52,12 +59,19 @@ export const bench: Bench = async ({ quick, say }) => {
   const between = `between ${small.peers} and ${large.peers}`;
   return [
     ...results,
-    { name: `memory per idle peer, ${between}`, unit: "B", perch: slope("rss"), others: {}, samples: 1 },
+    {
+      name: `memory per idle peer, ${between}`,
+      unit: "B",
+      perch: slope("rss"),
+      bar: MEMORY_BAR,
+      others: {},
+      samples: 1,
+    },
     { name: `heap per idle peer, ${between}`, unit: "B", perch: slope("heap"), others: {}, samples: 1 },
   ];
 };
 
-async function measure(peers: number, wakes: number): Promise<Cost> {
+async function measure(peers: number, wakes: number, say: (line: string) => void): Promise<Cost> {
   await using lab = await BigLab.start(peers);
   const { network } = lab;
   const agent = network.agent("alder");
@@ -80,6 +94,8 @@ async function measure(peers: number, wakes: number): Promise<Cost> {
   if (code !== 0) throw new Error(`cannot delete a peer: ${stderr}`);
   for (let tries = 0; tries < 100 && applied().length === seen; tries++) await sleep(50);
   const changeMs = applied()[seen] ?? Number.NaN;
+  const { rss, heapUsed: heap, descriptors, timers } = memory;
+  say(`  ${(rss / 1e6).toFixed(0)} MB, a change took ${changeMs} ms, the longest stall ${startLoopMs.toFixed(0)} ms`);
   const first: number[] = [];
   await using pair = await WakePair.start(network, "alder", "birch");
   for (let wake = 0; wake <= wakes; wake++) {
@@ -88,6 +104,5 @@ async function measure(peers: number, wakes: number): Promise<Cost> {
     // The first is the one that finds an endpoint.
     if (wake > 0) first.push(result.firstMs);
   }
-  const { rss, heapUsed: heap, descriptors, timers } = memory;
   return { peers, rss, heap, descriptors, timers, sleeps, startMs, startLoopMs, changeMs, wakes: first };
 }
