@@ -16,6 +16,7 @@ import { probeDevice } from "./routing/device-linux.ts";
 import { openSession, type Session } from "./session.ts";
 import { buildStatus, findPeerStatus, peerStatuses } from "./status.ts";
 import { readSystemMeta } from "./system-meta.ts";
+import { timestampFile } from "./timestamp-file.ts";
 
 export interface AgentDeps {
   readonly clock: Clock;
@@ -222,6 +223,7 @@ class Agent implements AgentControl, AsyncDisposable {
         settings,
         presharedKey,
         key: this.#key,
+        timestampMark: timestampFile(this.#deps.stateDir, this.#deps.log),
         management,
         login,
         pinned: this.#pins.all(),

@@ -8,6 +8,7 @@ import type { ManagementClient } from "#management/client/management-client.ts";
 import { RelayClient } from "#relay/client/relay-client.ts";
 import { SignalClient } from "#signal/client/signal-client.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
+import type { TimestampMark } from "#wireguard/timestamp-mark.ts";
 import type { AgentSettings } from "./control.ts";
 import { assertSupportedDevice, Engine, interfaceAddresses } from "./engine/engine.ts";
 import { parseInfrastructure } from "./engine/infrastructure.ts";
@@ -26,6 +27,7 @@ export interface SessionOptions {
   readonly settings: AgentSettings;
   readonly presharedKey: PresharedKey | undefined;
   readonly key: PrivateKey;
+  readonly timestampMark: TimestampMark;
   /** Closed with the session. */
   readonly management: ManagementClient;
   readonly login: LoginResponse;
@@ -81,7 +83,13 @@ export async function openSession(
   const device = undo.use(
     await createDevice(
       { clock, log: log.with({ part: "device" }) },
-      { interfaceName: settings.interfaceName, privateKey: key, listenPort: settings.wireguardPort, mtu: settings.mtu },
+      {
+        interfaceName: settings.interfaceName,
+        privateKey: key,
+        listenPort: settings.wireguardPort,
+        mtu: settings.mtu,
+        timestampMark: options.timestampMark,
+      },
     ),
   );
   const tunnel = new TunnelInterface(device.interfaceName);

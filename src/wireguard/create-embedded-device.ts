@@ -5,6 +5,7 @@ import type { WireGuardDevice } from "./device.ts";
 import { DEFAULT_PEER_CAPACITY, EmbeddedDevice } from "./embedded-device.ts";
 import { type HandshakeTiming, PROTOCOL_TIMING } from "./handshake-manager.ts";
 import { LocalIdentity } from "./identity.ts";
+import { type TimestampMark, wallAfter } from "./timestamp-mark.ts";
 import { DataPlane, type DataPlaneOptions } from "./worker/data-plane.ts";
 
 export interface EmbeddedDeviceDeps {
@@ -24,6 +25,8 @@ export interface EmbeddedDeviceOptions {
   /** Most peers, default 131,072. */
   readonly peerCapacity?: number;
   readonly offload?: NonNullable<DataPlaneOptions["offload"]>;
+  /** Keeps peers from refusing our handshakes after a restart with a clock that was set back. */
+  readonly timestampMark?: TimestampMark;
   /** Protocol times, lowered by tests only; the data worker's 5 s and jitter follow `handshakeRetry`. */
   readonly handshakeRetry?: Partial<HandshakeTiming>;
   readonly sessionLimits?: NonNullable<DataPlaneOptions["limits"]>;
@@ -50,5 +53,7 @@ export async function createEmbeddedDevice(
     ...(fwmark === undefined ? {} : { fwmark }),
     ...(offload === undefined ? {} : { offload }),
   });
-  return new EmbeddedDevice({ ...deps, plane }, { ...options, peerCapacity });
+  const wall = (): number => deps.clock.wall();
+  const timestampWall = options.timestampMark ? wallAfter(options.timestampMark, wall) : wall;
+  return new EmbeddedDevice({ ...deps, plane, timestampWall }, { ...options, peerCapacity });
 }

@@ -61,7 +61,7 @@ export class EmbeddedDevice implements WireGuardDevice {
   #closing: Promise<void> | undefined;
 
   constructor(
-    deps: EmbeddedDeviceDeps & { readonly plane: Plane },
+    deps: EmbeddedDeviceDeps & { readonly plane: Plane; readonly timestampWall?: () => number },
     options: Pick<EmbeddedDeviceOptions, "privateKey" | "mtu" | "handshakeRetry" | "peerCapacity">,
   ) {
     this.#clock = deps.clock;
@@ -71,7 +71,7 @@ export class EmbeddedDevice implements WireGuardDevice {
     this.mtu = options.mtu;
     this.#peers = new PeerTable(options.peerCapacity ?? DEFAULT_PEER_CAPACITY);
     const handshakeDeps = {
-      wall: (): number => this.#clock.wall(),
+      wall: deps.timestampWall ?? ((): number => this.#clock.wall()),
       cookieSecretChanged: (secret: Uint8Array) => this.#plane.setCookieSecret(secret),
     };
     this.#handshakes = new HandshakeManager(handshakeDeps, options.privateKey, options.handshakeRetry);

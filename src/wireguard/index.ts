@@ -40,3 +40,4 @@ export {
   type PortRange,
   type SourceRule,
 } from "./filter.ts";
+export type { TimestampMark } from "./timestamp-mark.ts";
