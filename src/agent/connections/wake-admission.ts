@@ -112,7 +112,7 @@ export class WakeAdmission {
         note(key, "released", `asked again ${((now - since) / 1000).toFixed(1)} s after the first packet`);
       }
       const order = { cause: describeCause({ kind: "packet", packet }), initiate: true };
-      this.request(key, verdict.held ? "fan-out" : "interactive", order);
+      this.request(key, verdict.repeated ? "fan-out" : "interactive", order);
       return;
     }
     if (!verdict.remembered) {

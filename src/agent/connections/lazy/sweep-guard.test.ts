@@ -137,6 +137,14 @@ test("a ping that goes on gets through, one that is repeated for two seconds doe
   assert.equal(world.touch(100, echo(77)), true);
 });
 
+test("a scan from a fixed port that comes again a minute later is a scan again", () => {
+  const world = setup();
+  world.sweep(() => scan(22), 2);
+  world.now += 60_000;
+  world.sweep(() => scan(22), 2);
+  assert.ok(world.woken.size <= 2 * SWEEP_BURST, `${world.woken.size}`);
+});
+
 test("a monitor that pings everybody each minute is let through after some rounds, a scan that comes twice is not", () => {
   const world = setup();
   for (let round = 1; round < ROUNDS_WANTED; round++) {

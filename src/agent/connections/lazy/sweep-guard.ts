@@ -42,7 +42,11 @@ const CONNECTION_MIN_BYTES = 48;
 const IPV6_EXTRA_BYTES = 20;
 
 export type SweepVerdict =
-  | { readonly kind: "wake" /** It was held back before. */; readonly held: boolean }
+  | {
+      readonly kind: "wake";
+      /** It was held back, and asked again. */
+      readonly repeated: boolean;
+    }
   | {
       readonly kind: "hold";
       readonly sweep: Sweep;
@@ -50,7 +54,6 @@ export type SweepVerdict =
       readonly lookAt: Millis;
       /** False: there is no room to remember the peer, what waits is lost. */
       readonly remembered: boolean;
-      readonly first: boolean;
     };
 
 export interface Sweep {
@@ -116,7 +119,7 @@ export class SweepGuard<Key> {
     const names = patternNames(packet);
     if (held && this.#isWanted(held, packet, names, now)) return this.#admit(key, true);
     const sweep = this.#findSweep(key, packet, names, now);
-    if (!sweep) return this.#admit(key, held !== undefined);
+    if (!sweep) return this.#admit(key, false);
     if (held?.sweep !== sweep) sweep.peers++;
     sweep.lastAt = now;
     return this.#hold(key, held, packet, sweep, now);
@@ -132,9 +135,9 @@ export class SweepGuard<Key> {
     this.#held.delete(key);
   }
 
-  #admit(key: Key, held: boolean): SweepVerdict {
+  #admit(key: Key, repeated: boolean): SweepVerdict {
     this.#held.delete(key);
-    return { kind: "wake", held };
+    return { kind: "wake", repeated };
   }
 
   #recall(key: Key, now: Millis): Held | undefined {
@@ -147,6 +150,8 @@ export class SweepGuard<Key> {
   #isWanted(held: Held, packet: PacketSummary, names: PatternNames, now: Millis): boolean {
     if (now - held.lastAt >= PROBE_PATIENCE) held.rounds++;
     if (held.rounds >= ROUNDS_WANTED) return true;
+    // What waited is dropped by now: a scan from the same port is another one, and a round.
+    if (now - held.lastAt > HOLD_PATIENCE) held.flows.clear();
     const since = held.flows.get(flowOf(packet));
     if (since === undefined) return false;
     const isOfOneSocket = names.socket !== undefined && this.#patterns.get(names.socket)?.sweep !== undefined;
@@ -184,7 +189,7 @@ export class SweepGuard<Key> {
     now: Millis,
   ): SweepVerdict & { readonly kind: "hold" } {
     const held = known ?? { sweep, flows: new Map(), rounds: 1, lastAt: now, looksSince: now, looks: 0 };
-    if (!known && !this.#hasRoom(now)) return { kind: "hold", sweep, lookAt: now, remembered: false, first: true };
+    if (!known && !this.#hasRoom(now)) return { kind: "hold", sweep, lookAt: now, remembered: false };
     const flow = flowOf(packet);
     if (!held.flows.has(flow)) held.flows.set(flow, now);
     if (held.flows.size > FLOWS_OF_HELD) held.flows.delete(held.flows.keys().next().value!);
@@ -197,7 +202,7 @@ export class SweepGuard<Key> {
       held.looks = 0;
     }
     const lookAt = ++held.looks < LOOKS ? now : held.looksSince + LOOK_INTERVAL;
-    return { kind: "hold", sweep, lookAt, remembered: true, first: known === undefined };
+    return { kind: "hold", sweep, lookAt, remembered: true };
   }
 
   /** Only who has nothing waiting any more makes room: whoever was told to come back is known when he does. */
