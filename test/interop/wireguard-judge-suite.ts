@@ -3,6 +3,7 @@ import { once } from "node:events";
 import { describe, it } from "node:test";
 import { fileURLToPath } from "node:url";
 import { buildForeign, type ForeignProgram } from "../../lab/foreign-program.ts";
+import { WITHOUT_COMPILER } from "../../scripts/test-totals.ts";
 import { sendUdp, type TrafficEnd } from "../integration/data-plane/checks.ts";
 import { delivered, type JudgeProgram, type Lab, missingForLab, ping } from "./wireguard-lab.ts";
 import { connect, HERE4, HERE6, OUTSIDE4, OUTSIDE6, PSK, THERE4, THERE6 } from "./wireguard-meeting.ts";
@@ -27,7 +28,7 @@ const SIZES = {
 export async function describeJudge(program: ForeignProgram, args: readonly string[]): Promise<void> {
   const unable = missingForLab();
   const built = unable === undefined ? await buildForeign(program) : { kind: "missing" as const, reason: unable };
-  const skip = built.kind === "missing" ? built.reason : false;
+  const skip = built.kind === "missing" ? (unable ?? `${WITHOUT_COMPILER}${built.reason}`) : false;
   const judge: JudgeProgram = { binary: built.kind === "built" ? built.binary : "", args };
   const title = `the embedded device and ${program.name} ${program.version}`;
 
