@@ -27,10 +27,10 @@ export interface Totals {
   summary(): readonly TestEvent[];
 }
 
-/** The lines with which node closes a run. */
 /** Begins the reason of a test that needs what the tests must not ask of a machine: it is said, and never a failure. */
 export const WITHOUT_COMPILER = "only where there is a compiler: ";
 
+/** The lines with which node closes a run. */
 const SUMMARY_LINE = /^(tests|suites|pass|fail|cancelled|skipped|todo|duration_ms) [\d.]+$/;
 
 export function createTotals(): Totals {
