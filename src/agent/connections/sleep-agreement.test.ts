@@ -95,7 +95,15 @@ describe("who proposes", () => {
 
   test("is not put to sleep by an answer to another proposal", () => {
     assert.deepEqual(receive(proposed(), { kind: "agree", epoch: 8 }, noEpoch, facts()).effects, []);
-    assert.deepEqual(receive(SILENT, { kind: "agree", epoch: 7 }, noEpoch, facts()).effects, []);
+  });
+
+  test("asks anew when the answer to a repetition comes after that to the proposal: refused first, agreed then", () => {
+    const refused = receive(proposed(), { kind: "refuse", epoch: 7, wait: 50 }, noEpoch, facts());
+    const { talk, effects } = receive(refused.talk, { kind: "agree", epoch: 7 }, () => 8, facts({ now: NOW + 80 }));
+    assert.deepEqual(kinds(effects), ["look-at"]);
+    assert.ok(talk.kind === "proposed" && talk.epoch === 8);
+    const permanent = receive(refused.talk, { kind: "agree", epoch: 7 }, noEpoch, facts({ lazy: false }));
+    assert.deepEqual(kinds(permanent.effects), ["prove"]);
   });
 
   test("calls the other end back when it sent something meanwhile", () => {
@@ -108,14 +116,11 @@ describe("who proposes", () => {
     assert.deepEqual(kinds(effects), ["call-back", "look-at"]);
   });
 
-  test("waits for the OFFER of an end that sent something after agreeing", () => {
-    const { effects } = receive(
-      proposed(),
-      { kind: "agree", epoch: 7 },
-      noEpoch,
-      facts({ now: NOW + 80, lastReceived: NOW + 60, lastActivity: NOW + 60 }),
-    );
+  test("asks anew when a packet came meanwhile: a late one, or the other end woke after agreeing", () => {
+    const heard = facts({ now: NOW + 80, lastReceived: NOW + 60, lastActivity: NOW + 60 });
+    const { talk, effects } = receive(proposed(), { kind: "agree", epoch: 7 }, () => 8, heard);
     assert.deepEqual(kinds(effects), ["look-at"]);
+    assert.ok(talk.kind === "proposed" && talk.epoch === 8);
   });
 
   test("asks anew when there was a handshake meanwhile: the other end may have woken after agreeing", () => {

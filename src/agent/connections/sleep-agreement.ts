@@ -18,7 +18,7 @@ import type { SleepMessage } from "#signal/protocol/sleep-message.ts";
  *
  * Who agrees sleeps at once, and says so again each time it is asked: what gets lost is made up for by the proposal's
  * repetition. So the two differ for one way plus, for each lost message, one repetition. The epoch names one proposal: an
- * answer to an earlier one puts nobody to sleep. Packets that cross with an agreement are decrypted by the sessions that a
+ * answer to an earlier one puts nobody to sleep, but where it may mean that the other end sleeps, this one asks anew. Packets that cross with an agreement are decrypted by the sessions that a
  * sleeping peer keeps, and wake it.
  */
 export type SleepTalk =
@@ -175,25 +175,42 @@ function waitOf(talk: SleepTalk, idle: Millis, facts: SleepFacts): Millis | "for
   return Math.max(0, facts.lastActivity + enough - facts.now);
 }
 
-/** The other end sleeps. */
+/** The other end sleeps, or slept when it said so. */
 function takeAgreement(talk: SleepTalk, epoch: number, freshEpoch: () => number, facts: SleepFacts): SleepStep {
-  // An old one: the other end has heard from us since.
-  if (!facts.awake || talk.kind === "silent" || talk.epoch !== epoch) return { talk, effects: [] };
-  const { now, lazy, waiting, lastSent, lastReceived, lastProven, lastOffered, threshold } = facts;
+  const { now, awake, lazy, waiting, threshold } = facts;
+  if (!awake) return { talk, effects: [] };
+  if (talk.kind === "silent") return lazy && !waiting ? renew("the other side sleeps") : prove();
+  // The open proposal will tell.
+  if (talk.epoch !== epoch) return talk.kind === "proposed" ? { talk, effects: [] } : prove();
   const { since } = talk;
-  // It has something for us, and its OFFER comes behind this.
-  if (lastReceived >= since)
-    return { talk: SILENT, effects: [{ kind: "look-at", at: Math.max(now, lastReceived + threshold) }] };
-  if (!lazy || waiting || lastSent >= since || talk.kind === "withdrawn") {
+  const heard = facts.lastReceived >= since;
+  if (!lazy || waiting || facts.lastSent >= since || (talk.kind === "withdrawn" && !heard)) {
     const at = Math.max(now, facts.lastActivity + threshold);
     return { talk: SILENT, effects: [{ kind: "call-back" }, { kind: "look-at", at }] };
   }
-  // It may have woken after agreeing, by a handshake or by our OFFER. Then it refuses.
-  if (lastProven > since || lastOffered >= since) {
-    const renewed: Proposed = { ...talk, epoch: freshEpoch(), since: now, sent: 0, repeatAt: now + RENEWAL };
-    return { talk: renewed, effects: [{ kind: "look-at", at: renewed.repeatAt }] };
+  const reason = talk.kind === "proposed" ? talk.reason : "the other side sleeps";
+  // By a handshake, a packet, or our OFFER it may have woken after agreeing, and refuses then; or the packet is an old one.
+  if (heard || facts.lastProven > since || facts.lastOffered >= since) return renew(reason);
+  return { talk: SILENT, effects: [{ kind: "sleep", reason: `${reason}, the other side agreed` }] };
+
+  function renew(why: string): SleepStep {
+    const repeatAt = now + RENEWAL;
+    const idle = talk.kind === "proposed" ? talk.idle : now - facts.lastActivity;
+    const renewed: Proposed = {
+      kind: "proposed",
+      epoch: freshEpoch(),
+      reason: why,
+      since: now,
+      idle,
+      sent: 0,
+      repeatAt,
+    };
+    return { talk: renewed, effects: [{ kind: "look-at", at: repeatAt }] };
   }
-  return { talk: SILENT, effects: [{ kind: "sleep", reason: `${talk.reason}, the other side agreed` }] };
+
+  function prove(): SleepStep {
+    return { talk, effects: [{ kind: "prove" }] };
+  }
 }
 
 function takeRefusal(

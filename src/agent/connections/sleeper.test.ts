@@ -173,6 +173,18 @@ test("a peer that becomes permanent while it proposes is proven, for the other e
   assert.deepEqual([at.said.length, at.clock.pending], [1, 0]);
 });
 
+test("a plain GO_IDLE of a Perch agent is an old one when it does not agree", () => {
+  const at = new Scene();
+  at.clock.advance(10_000);
+  at.hear("GO_IDLE");
+  assert.deepEqual(at.said, [{ kind: "propose", epoch: at.epoch, idle: 10_000 }]);
+  at.hear({ kind: "refuse", epoch: at.epoch, wait: 2_000 });
+  assert.equal(at.awake, true);
+  at.hear("GO_IDLE");
+  at.hear({ kind: "agree", epoch: at.epoch });
+  assert.deepEqual(at.slept, ["it went idle, the other side agreed"]);
+});
+
 test("a plain GO_IDLE is followed, and answered where this end is wanted or permanent", () => {
   for (const [prepare, isFollowed] of [
     [() => {}, true],
@@ -181,6 +193,7 @@ test("a plain GO_IDLE is followed, and answered where this end is wanted or perm
     [(at: Scene) => (at.data = { ...at.data, lastDataTx: at.clock.now() - 100 }), false],
   ] as const) {
     const at = new Scene();
+    at.agreesOnSleep = false;
     at.clock.advance(10_000);
     prepare(at);
     at.hear("GO_IDLE");

@@ -118,8 +118,12 @@ export class Sleeper {
       return this.#run(connection, receive(talk, message, createEpoch, this.#factsOf(connection)));
     }
     if (!connection.awake) return;
-    if (this.#deps.isLazy(key) && !this.#isWanted(connection)) this.#deps.sleep(key, "the other side went idle");
-    else this.#deps.post(key, { kind: "remote-idle" });
+    if (!this.#deps.isLazy(key) || this.#isWanted(connection)) return this.#deps.post(key, { kind: "remote-idle" });
+    if (!this.#canAgree(connection)) return this.#deps.sleep(key, "the other side went idle");
+    // It slept alone, may have woken since and have its message held up somewhere: it agrees if it still sleeps.
+    if (this.isProposing(key)) return;
+    const facts = this.#factsOf(connection);
+    this.#run(connection, propose("it went idle", facts.now - facts.lastActivity, createEpoch(), facts));
   }
 
   /** An OFFER of a sleeping peer. After our GO_IDLE without traffic: it wants the connection; try again ever later. */
@@ -187,9 +191,14 @@ export class Sleeper {
     return undefined;
   }
 
-  /** With an agent that agrees on sleep, and is known to be there; any other is told. */
+  /** An agent that agrees on sleep, and is known to be there. */
+  #canAgree({ agreesOnSleep, status }: PeerConnection): boolean {
+    return agreesOnSleep && status === "connected";
+  }
+
+  /** Who cannot be asked is told. */
   #begin(connection: PeerConnection, reason: string, idle: Millis): void {
-    if (!connection.agreesOnSleep || connection.status !== "connected") return this.#sleepAlone(connection, reason);
+    if (!this.#canAgree(connection)) return this.#sleepAlone(connection, reason);
     this.#run(connection, propose(reason, idle, createEpoch(), this.#factsOf(connection)));
   }
 
