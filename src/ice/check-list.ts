@@ -1,5 +1,5 @@
 import { unreachable } from "#base/errors.ts";
-import { type Endpoint, isV6, sameEndpoint } from "#base/ip.ts";
+import { type Endpoint, sameEndpoint } from "#base/ip.ts";
 import type { Millis } from "#base/time.ts";
 import { type Candidate, candidatePriority } from "./candidate.ts";
 import type { CheckEffect, InboundCheck } from "./check-effect.ts";
@@ -21,18 +21,16 @@ import {
   isValid,
   type Pair,
   type PairSnapshot,
-  pairKey,
   type ValidPair,
 } from "./pair.ts";
-import { localReflexive, remoteReflexive } from "./reflexive.ts";
+import { PairSet } from "./pair-set.ts";
+import { remoteReflexive } from "./reflexive.ts";
 import type { TransactionId } from "./stun-message.ts";
 import {
   CHECK_GIVE_UP,
   CHECK_RETRY_CEILING,
   CHECK_RETRY_FIRST,
   CONSENT_TIMEOUT,
-  MAX_REMOTE_REFLEXIVE,
-  MAX_REMOTE_SIGNALLED,
   NEW_PAIR_BURST,
   NEW_PAIR_PACING,
   PROBE_MIN_GAP,
@@ -87,9 +85,7 @@ type ListState =
  */
 export class CheckList {
   readonly #options: CheckListOptions;
-  readonly #locals: Candidate[] = [];
-  /** In order of arrival; key is the remote endpoint. */
-  readonly #pairs = new Map<string, Pair>();
+  readonly #pairs = new PairSet();
   readonly #outstanding = new Map<TransactionId, Outstanding>();
   #state: ListState = { kind: "checking" };
   #startedAt: Millis;
@@ -115,21 +111,18 @@ export class CheckList {
 
   /** A local host candidate opens its address family for checks; the others only give names to mapped addresses. */
   addLocal(candidate: Candidate, now: Millis): CheckEffect[] {
-    if (!this.#locals.some((known) => sameEndpoint(known.endpoint, candidate.endpoint))) {
-      this.#locals.push(candidate);
-      this.#locals.sort((a, b) => b.priority - a.priority);
-    }
+    this.#pairs.addLocal(candidate);
     return this.advance(now);
   }
 
   /** Signalled candidates; a known endpoint gets the signalled description, more than the limit are ignored. */
   addRemotes(candidates: readonly Candidate[], now: Millis): CheckEffect[] {
     for (const candidate of candidates) {
-      const known = this.#pairs.get(pairKey(candidate.endpoint));
+      const known = this.#pairs.of(candidate.endpoint);
       if (known) {
         // What was learned from a check gets its proper name; a derived candidate does not replace the signalled one.
         if (known.remote.type === "prflx" || candidate.cid) known.remote = candidate;
-      } else if (this.#countRemotes(false) < MAX_REMOTE_SIGNALLED) this.#addPair(createPair(candidate), now);
+      } else if (this.#pairs.hasRoom("signalled")) this.#addPair(createPair(candidate), now);
     }
     return this.advance(now);
   }
@@ -137,11 +130,11 @@ export class CheckList {
   /** RFC 8445, 7.3.1.3 to 7.3.1.5: learn the candidate, check it at once, note the nomination. */
   noteRequest(check: InboundCheck, now: Millis): CheckEffect[] {
     if (this.#state.kind === "lost") return [];
-    let pair = this.#pairs.get(pairKey(check.from));
+    let pair = this.#pairs.of(check.from);
     // A probe of the remote, whose search failed like ours, is worth one check: the answer to that resumes the search.
     const isProbe = this.#state.kind === "failed" && pair !== undefined;
     if (!pair) {
-      if (this.#countRemotes(true) >= MAX_REMOTE_REFLEXIVE) return [];
+      if (!this.#pairs.hasRoom("reflexive")) return [];
       this.#quiet = false;
       pair = createPair(remoteReflexive(check.from, check.priority, check.senderCid));
       this.#addPair(pair, now);
@@ -174,7 +167,7 @@ export class CheckList {
     pair.answered++;
     pair.state = {
       kind: "valid",
-      local: this.#localOf(mapped, pair.remote),
+      local: this.#pairs.localOf(mapped, pair.remote),
       rtt: before ? before.rtt + (sample - before.rtt) / 8 : sample,
       answeredAt: now,
     };
@@ -202,9 +195,9 @@ export class CheckList {
     if (this.#state.kind !== "selected") return this.advance(now);
     const { selection } = this.#state;
     if (selection.suspicion || now - selection.suspectedAt < SUSPECT_REST) return this.advance(now);
-    if (heardFrom && !this.#options.stock && !this.#pairs.has(pairKey(heardFrom))) {
+    if (heardFrom && !this.#options.stock && !this.#pairs.of(heardFrom)) {
       const pair = createPair(remoteReflexive(heardFrom, candidatePriority("prflx"), undefined));
-      if (this.#countRemotes(true) < MAX_REMOTE_REFLEXIVE) {
+      if (this.#pairs.hasRoom("reflexive")) {
         this.#addPair(pair, now);
         this.#startChecks(pair, now);
       }
@@ -220,14 +213,14 @@ export class CheckList {
    */
   probe(now: Millis, heardFrom?: Endpoint): CheckEffect[] {
     if (this.#state.kind !== "failed") return this.advance(now);
-    if (heardFrom && !this.#pairs.has(pairKey(heardFrom)) && this.#countRemotes(true) < MAX_REMOTE_REFLEXIVE) {
+    if (heardFrom && !this.#pairs.of(heardFrom) && this.#pairs.hasRoom("reflexive")) {
       const pair = createPair(remoteReflexive(heardFrom, candidatePriority("prflx"), undefined));
       pair.state = { kind: "failed" };
-      this.#pairs.set(pair.key, pair);
+      this.#pairs.add(pair);
     }
     const hasWorked = (pair: Pair): number => (pair.answered + pair.received > 0 ? 1 : 0);
-    const worthOne = [...this.#pairs.values()]
-      .filter((pair) => this.#baseOf(pair.remote) !== undefined && now - pair.lastSentAt >= PROBE_MIN_GAP)
+    const worthOne = [...this.#pairs]
+      .filter((pair) => this.#pairs.baseOf(pair.remote) !== undefined && now - pair.lastSentAt >= PROBE_MIN_GAP)
       .sort((a, b) => hasWorked(b) - hasWorked(a) || a.lastSentAt - b.lastSentAt);
     for (const pair of worthOne.slice(0, PROBE_PAIRS_MAX)) this.#sendCheck(pair, false, now);
     return this.advance(now);
@@ -263,9 +256,10 @@ export class CheckList {
   nextDeadline(): Millis | undefined {
     if (this.#state.kind === "failed" || this.#state.kind === "lost") return undefined;
     let next = Number.POSITIVE_INFINITY;
-    for (const pair of this.#pairs.values()) {
+    for (const pair of this.#pairs) {
       if (pair.state.kind === "in-progress") next = Math.min(next, pair.state.nextAt, pair.state.giveUpAt);
-      else if (pair.state.kind === "waiting" && this.#baseOf(pair.remote)) next = Math.min(next, this.#newPairAt());
+      else if (pair.state.kind === "waiting" && this.#pairs.baseOf(pair.remote))
+        next = Math.min(next, this.#newPairAt());
     }
     if (this.#state.kind === "selected") {
       next = Math.min(next, this.#state.selection.nextAt, lostAt(this.#state.selection));
@@ -278,10 +272,10 @@ export class CheckList {
   }
 
   pairs(): PairSnapshot[] {
-    return [...this.#pairs.values()].map((pair) => {
+    return [...this.#pairs].map((pair) => {
       const selected = this.#state.kind === "selected" && this.#state.selection.pair === pair;
       return {
-        local: isValid(pair) ? pair.state.local : this.#baseOf(pair.remote),
+        local: isValid(pair) ? pair.state.local : this.#pairs.baseOf(pair.remote),
         remote: pair.remote,
         state: pair.state.kind,
         rtt: isValid(pair) ? pair.state.rtt : undefined,
@@ -298,7 +292,7 @@ export class CheckList {
 
   #addPair(pair: Pair, now: Millis): void {
     this.#revive(now);
-    this.#pairs.set(pair.key, pair);
+    this.#pairs.add(pair);
     this.#failAt = now + CHECK_GIVE_UP;
     if (this.#state.kind === "selected" && this.#state.settled) pair.state = { kind: "stopped" };
   }
@@ -311,8 +305,8 @@ export class CheckList {
   }
 
   #startNewPairs(now: Millis): void {
-    const waiting = [...this.#pairs.values()]
-      .filter((pair) => pair.state.kind === "waiting" && this.#baseOf(pair.remote) !== undefined)
+    const waiting = [...this.#pairs]
+      .filter((pair) => pair.state.kind === "waiting" && this.#pairs.baseOf(pair.remote) !== undefined)
       .sort(comparePriority);
     for (const pair of waiting) {
       if (now < this.#newPairAt()) return;
@@ -333,7 +327,7 @@ export class CheckList {
   }
 
   #retryChecks(now: Millis): void {
-    for (const pair of this.#pairs.values()) {
+    for (const pair of this.#pairs) {
       if (pair.state.kind !== "in-progress") continue;
       const { attempt, nextAt, giveUpAt } = pair.state;
       if (now >= giveUpAt) pair.state = { kind: "failed" };
@@ -354,21 +348,21 @@ export class CheckList {
     this.#outstanding.set(transactionId, { pair, sentAt: now, nominate });
     pair.sent++;
     pair.lastSentAt = now;
-    const local = this.#baseOf(pair.remote);
+    const local = this.#pairs.baseOf(pair.remote);
     this.#effects.push({ kind: "check", transactionId, local, remote: pair.remote, nominate });
   }
 
   // Choosing.
 
   #chooseAsControlling(now: Millis): void {
-    const best = this.#bestValid();
+    const best = this.#pairs.bestValid();
     if (!best) return;
     if (this.#state.kind === "checking") {
       if (now >= (this.#acceptanceAt() ?? now)) this.#select(best, false, now);
     } else if (this.#state.kind === "selected" && !this.#options.stock) {
       const { pair: current } = this.#state.selection;
       if (now - this.#state.firstAt > RENOMINATION_WINDOW) return;
-      const better = this.#validPairs().filter((pair) => pair !== current && isClearlyBetter(pair, current));
+      const better = this.#pairs.valid().filter((pair) => pair !== current && isClearlyBetter(pair, current));
       const choice = better.sort(compareValid)[0];
       if (choice) this.#select(choice, false, now);
     }
@@ -376,12 +370,12 @@ export class CheckList {
 
   /** When the best valid pair may be nominated; undefined when there is none. */
   #acceptanceAt(): Millis | undefined {
-    const best = this.#bestValid();
+    const best = this.#pairs.bestValid();
     if (!best) return undefined;
     const direct = directness(best);
     if (direct === 0) return this.#startedAt + RELAY_ACCEPTANCE;
     if (!this.#options.stock || direct === 3) return Number.NEGATIVE_INFINITY;
-    const closerPossible = [...this.#pairs.values()].some(
+    const closerPossible = [...this.#pairs].some(
       (pair) => pair.remote.type === "host" && (pair.state.kind === "in-progress" || pair.state.kind === "waiting"),
     );
     return closerPossible ? this.#startedAt + STOCK_NAT_ACCEPTANCE : Number.NEGATIVE_INFINITY;
@@ -450,7 +444,8 @@ export class CheckList {
   #replaceOrLose(selection: Selection, now: Millis): void {
     const since = selection.suspicion?.since ?? selection.pair.state.answeredAt + 1;
     const { pair: dead } = selection;
-    const alternative = this.#validPairs()
+    const alternative = this.#pairs
+      .valid()
       .filter((pair) => pair !== dead && pair.state.answeredAt >= since)
       .sort(compareValid)[0];
     (dead as Pair).state = { kind: "failed" };
@@ -467,7 +462,7 @@ export class CheckList {
   /** One check on every other pair; an answer makes it a replacement. A stock remote takes none. */
   #probeAlternatives(selected: Pair, now: Millis): void {
     if (this.#options.stock) return;
-    for (const pair of this.#pairs.values()) {
+    for (const pair of this.#pairs) {
       if (pair !== selected && pair.state.kind !== "waiting") this.#sendCheck(pair, false, now);
     }
   }
@@ -481,48 +476,18 @@ export class CheckList {
   #settle(state: Extract<ListState, { kind: "selected" }>, now: Millis): void {
     if (state.settled || now < this.#settleAt(state)) return;
     this.#state = { ...state, settled: true };
-    for (const pair of this.#pairs.values()) {
+    for (const pair of this.#pairs) {
       if (pair.state.kind === "waiting" || pair.state.kind === "in-progress") pair.state = { kind: "stopped" };
     }
   }
 
   #fail(): void {
     this.#state = { kind: "failed" };
-    for (const pair of this.#pairs.values()) {
+    for (const pair of this.#pairs) {
       if (pair.state.kind === "in-progress") pair.state = { kind: "failed" };
     }
-    const reason = this.#pairs.size === 0 ? "no-remote-candidate" : this.#bestValid() ? "no-nomination" : "no-answer";
+    const reason =
+      this.#pairs.size === 0 ? "no-remote-candidate" : this.#pairs.bestValid() ? "no-nomination" : "no-answer";
     this.#effects.push({ kind: "failed", reason });
-  }
-
-  // Looking up.
-
-  #validPairs(): ValidPair[] {
-    return [...this.#pairs.values()].filter(isValid);
-  }
-
-  #bestValid(): ValidPair | undefined {
-    return this.#validPairs().sort(compareValid)[0];
-  }
-
-  /** The local candidate that stands for the socket of the remote's family: its highest host candidate. */
-  #baseOf(remote: Candidate): Candidate | undefined {
-    return this.#locals.find(
-      (local) => local.type === "host" && isV6(local.endpoint.address) === isV6(remote.endpoint.address),
-    );
-  }
-
-  /** The local candidate a mapped address belongs to; an unknown one is peer-reflexive (RFC 8445, 7.2.5.3.1). */
-  #localOf(mapped: Endpoint | undefined, remote: Candidate): Candidate {
-    const known = mapped && this.#locals.find((local) => sameEndpoint(local.endpoint, mapped));
-    if (known) return known;
-    const base = this.#baseOf(remote);
-    return localReflexive(mapped ?? base?.endpoint ?? remote.endpoint, base);
-  }
-
-  #countRemotes(reflexive: boolean): number {
-    let count = 0;
-    for (const pair of this.#pairs.values()) if ((pair.remote.type === "prflx") === reflexive) count++;
-    return count;
   }
 }
