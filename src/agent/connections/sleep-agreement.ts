@@ -84,8 +84,11 @@ export interface SleepStep {
 /** Nothing is proposed. */
 export const SILENT: SleepTalk = { kind: "silent" };
 
-/** Pauses after each sending of a proposal; after the last the peer sleeps without agreement. */
-export const PROPOSAL_PAUSES: readonly Millis[] = [1_000, 1_000, 2_000, 4_000];
+/**
+ * Pauses after each sending of a proposal; after the last the peer sleeps without agreement. The longest, and a round trip, is
+ * how long two ends differ whose message got lost.
+ */
+export const PROPOSAL_PAUSES: readonly Millis[] = [1_000, 1_000, 1_500, 1_500, 1_500, 1_500];
 /** Who had traffic within this time refuses even what a user asked for: the answer may be under way. */
 export const QUIET_MIN: Millis = 2_000;
 /** While packets wait for a session, asking again is of use so soon. */
