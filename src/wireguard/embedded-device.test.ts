@@ -617,6 +617,24 @@ describe("the device", () => {
     assert.equal(device.counters().get("rx-packets"), 3);
   });
 
+  it("answers relayed handshakes on the spot, a few at a time; the rest go through the worker", () => {
+    const { clock, plane, device, peer, set, remoteInitiation, events } = setUp();
+    set("asleep");
+    plane.take();
+    const message = remoteInitiation();
+    device.injectRelayed(peer, message.slice());
+    assert.equal(relayed(events)[0]!.length, 92);
+    assert.ok(plane.take().every((call) => !call.startsWith("inject")));
+    for (let i = 0; i < 10; i++) device.injectRelayed(peer, message.slice());
+    assert.equal(plane.take().filter((call) => call === "inject 0 148").length, 3, "eight in 10 ms");
+    clock.advance(10);
+    device.injectRelayed(peer, message.slice());
+    assert.ok(!plane.take().includes("inject 0 148"));
+    plane.handshakeLoad = 0.5;
+    device.injectRelayed(peer, message.slice());
+    assert.deepEqual(plane.take(), ["inject 0 148"], "under load they queue with all others");
+  });
+
   it("closes once, and does nothing more", async () => {
     const { clock, plane, device, peer, set } = setUp();
     set("awake");

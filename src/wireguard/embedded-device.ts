@@ -15,22 +15,24 @@ import type {
   PacketSource,
   WireGuardDevice,
 } from "./device.ts";
-import { DeviceError } from "./device-error.ts";
+import { checkKeepalive, DeviceError, TRANSIENT_ERRORS } from "./device-error.ts";
 import { packetSource, samePath } from "./device-path.ts";
 import type { FilterRules, SourceRule } from "./filter.ts";
 import type { SessionKeys } from "./handshake.ts";
 import type { HandshakeAction } from "./handshake-action.ts";
 import { HandshakeManager } from "./handshake-manager.ts";
-import { INITIATION_BYTES, RESPONSE_BYTES } from "./messages.ts";
+import { INITIATION_BYTES, isHandshake, RESPONSE_BYTES } from "./messages.ts";
 import { NO_PATH, NO_PATHS, type PeerRow, PeerTable, samePresharedKey } from "./peer-table.ts";
 import type { Plane } from "./plane.ts";
+import { Quota } from "./quota.ts";
 import { restorePeers } from "./restore-peers.ts";
 
 /** Most peers unless the options say otherwise. */
 export const DEFAULT_PEER_CAPACITY = 131_072;
-const MAX_KEEPALIVE_SECONDS = 65_535;
 /** Queue of handshake messages this full: "under load" (paper, section 5.3; the share that other implementations use). */
 const BUSY_FROM = 1 / 8;
+/** Relayed handshake messages in 10 ms that are handled on the spot. */
+const RELAYED_HANDSHAKES = 8;
 /** An initiation younger than this is worth sending again as it is over a path that came up meanwhile. */
 const WORTH_REPEATING = 1_000;
 /** Initiations made in one turn after the worker died: each costs a third of a millisecond, and answers come meanwhile. */
@@ -56,6 +58,7 @@ export class EmbeddedDevice implements WireGuardDevice {
   readonly #handshakes: HandshakeManager;
   readonly #peers: PeerTable;
   readonly #captures: CaptureHost;
+  readonly #relayedQuota = new Quota(RELAYED_HANDSHAKES, 10);
   #timer: Timer | undefined;
   #timerAt = Number.POSITIVE_INFINITY;
   #closing: Promise<void> | undefined;
@@ -95,13 +98,7 @@ export class EmbeddedDevice implements WireGuardDevice {
 
   setPeer(key: PublicKey, config: DevicePeerConfig): void {
     if (this.#closing || key === this.publicKey) return;
-    const keepalive = config.persistentKeepalive ?? 0;
-    if (!(Number.isInteger(keepalive) && keepalive >= 0 && keepalive <= MAX_KEEPALIVE_SECONDS)) {
-      throw new DeviceError(
-        "keepalive-out-of-range",
-        `persistent keepalive of ${keepalive} s is not between 0 and ${MAX_KEEPALIVE_SECONDS}`,
-      );
-    }
+    const keepalive = checkKeepalive(config.persistentKeepalive);
     const row = this.#peers.get(key);
     if (!row) {
       this.#addPeer(key, config, keepalive);
@@ -229,7 +226,12 @@ export class EmbeddedDevice implements WireGuardDevice {
 
   injectRelayed(key: PublicKey, datagram: Uint8Array): void {
     const row = this.#peers.get(key);
-    if (row && !this.#closing) this.#plane.injectRelayed(row.slot, datagram);
+    const now = this.#clock.now();
+    if (!row || this.#closing) return;
+    // Two changes of thread less. Many at once go the way of all others, which notices load.
+    if (isHandshake(datagram) && !this.#isBusy && this.#relayedQuota.take(now))
+      this.#run(this.#handshakes.receive(datagram, { kind: "relay", slot: row.slot }, now, false), {});
+    else this.#plane.injectRelayed(row.slot, datagram);
   }
 
   sendDatagram(datagram: Uint8Array, to: Endpoint, from?: Endpoint): void {
@@ -269,13 +271,16 @@ export class EmbeddedDevice implements WireGuardDevice {
     return { rxBytes, txBytes, lastHandshake: row.lastHandshake, lastDataRx, lastDataTx, lastRx, stagedBytes };
   }
 
+  get #isBusy(): boolean {
+    return this.#plane.handshakeLoad >= BUSY_FROM;
+  }
+
   // What the data worker says
 
   #listen(): void {
     const { events } = this.#plane;
     events.on("handshake", ({ datagram, source, local }) => {
-      const isBusy = this.#plane.handshakeLoad >= BUSY_FROM;
-      this.#run(this.#handshakes.receive(datagram, source, this.#clock.now(), isBusy), { local });
+      this.#run(this.#handshakes.receive(datagram, source, this.#clock.now(), this.#isBusy), { local });
     });
     events.on("wake", ({ slot, cause }) => {
       const row = this.#peers.at(slot);
@@ -309,10 +314,7 @@ export class EmbeddedDevice implements WireGuardDevice {
       const row = this.#peers.at(slot);
       if (row?.mode === "awake") this.events.emit("silent", { key: row.key });
     });
-    events.on("relayOut", ({ slot, datagram }) => {
-      const row = this.#peers.at(slot);
-      if (row) this.events.emit("relay-out", { key: row.key, datagram });
-    });
+    events.on("relayOut", ({ slot, datagram }) => this.#relay(this.#peers.at(slot), datagram));
     events.on("stun", ({ datagram, from, to }) => this.events.emit("stun", { datagram, from, to }));
     events.on("pathError", ({ slot, endpoint, code }) => {
       const row = this.#peers.at(slot);
@@ -445,17 +447,18 @@ export class EmbeddedDevice implements WireGuardDevice {
 
   #send(row: PeerRow | undefined, path: DevicePath, message: Uint8Array, from: IpAddress | undefined): void {
     if (path.kind === "none" || this.#closing) return;
-    if (path.kind === "relay") {
-      if (row) this.events.emit("relay-out", { key: row.key, datagram: message.slice() });
-      return;
-    }
+    if (path.kind === "relay") return this.#relay(row, message.slice());
     const { endpoint } = path;
     let code = this.#plane.sendDatagram(message, endpoint, from && { address: from, port: this.listenPort });
     // The address that the question came to may be gone by now; any other will do.
     if (code !== undefined && from) code = this.#plane.sendDatagram(message, endpoint);
-    if (code !== undefined && row && !TRANSIENT.has(code)) {
+    if (code !== undefined && row && !TRANSIENT_ERRORS.has(code)) {
       this.events.emit("path-error", { key: row.key, endpoint, code });
     }
+  }
+
+  #relay(row: PeerRow | undefined, datagram: Uint8Array): void {
+    if (row) this.events.emit("relay-out", { key: row.key, datagram });
   }
 
   #armTimer(): void {
@@ -494,6 +497,3 @@ interface RunContext {
   readonly local?: IpAddress | undefined;
   readonly paths?: readonly DevicePath[];
 }
-
-/** The kernel had no room just now: the path is not to blame. */
-const TRANSIENT: ReadonlySet<string> = new Set(["EAGAIN", "ENOBUFS", "EINTR"]);

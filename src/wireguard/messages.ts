@@ -64,6 +64,12 @@ export function messageType(datagram: Uint8Array): MessageType | undefined {
   }
 }
 
+/** Any message but data: short, and not for the data worker. */
+export function isHandshake(datagram: Uint8Array): boolean {
+  if (datagram[0] === MessageType.transport) return false;
+  return messageType(datagram) !== undefined;
+}
+
 /** Where mac1 starts; mac2 follows it and ends the message. */
 export function mac1Offset(type: typeof MessageType.initiation | typeof MessageType.response): number {
   return type === MessageType.initiation ? INITIATION.mac1 : RESPONSE.mac1;
