@@ -43,3 +43,16 @@ export const PADDING_MULTIPLE = 16;
 /** Bytes of header and tag of a transport message; also the size of a keepalive. */
 export const TRANSPORT_OVERHEAD = 32;
 export const DEFAULT_MTU = 1420;
+
+/** Lowered by tests only; the defaults are the protocol's. */
+export interface HandshakeTiming {
+  readonly rekeyTimeout: Millis;
+  readonly jitter: Millis;
+  readonly rekeyAttemptTime: Millis;
+}
+
+export const PROTOCOL_TIMING: HandshakeTiming = {
+  rekeyTimeout: REKEY_TIMEOUT,
+  jitter: REKEY_TIMEOUT_JITTER,
+  rekeyAttemptTime: REKEY_ATTEMPT_TIME,
+};

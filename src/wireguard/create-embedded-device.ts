@@ -1,9 +1,9 @@
 import type { PrivateKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock } from "#base/time.ts";
+import { type HandshakeTiming, PROTOCOL_TIMING } from "./constants.ts";
 import type { WireGuardDevice } from "./device.ts";
 import { DEFAULT_PEER_CAPACITY, EmbeddedDevice } from "./embedded-device.ts";
-import { type HandshakeTiming, PROTOCOL_TIMING } from "./handshake-manager.ts";
 import { LocalIdentity } from "./identity.ts";
 import { type TimestampMark, wallAfter } from "./timestamp-mark.ts";
 import { DataPlane, type DataPlaneOptions } from "./worker/data-plane.ts";

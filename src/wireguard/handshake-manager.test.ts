@@ -5,10 +5,16 @@ import { parseEndpoint } from "#base/ip.ts";
 import { PresharedKey, PrivateKey } from "#base/keys.ts";
 import { ManualClock } from "#base/time.ts";
 import { macWithState } from "./blake2s.ts";
-import { COOKIE_REFRESH_TIME, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, ZERO_KEYS_TIME } from "./constants.ts";
+import {
+  COOKIE_REFRESH_TIME,
+  type HandshakeTiming,
+  REKEY_ATTEMPT_TIME,
+  REKEY_TIMEOUT,
+  ZERO_KEYS_TIME,
+} from "./constants.ts";
 import { createInitiation, type SessionKeys } from "./handshake.ts";
 import type { HandshakeAction, HandshakeCounter, HandshakeSource } from "./handshake-action.ts";
-import { HandshakeManager, type HandshakeTiming } from "./handshake-manager.ts";
+import { HandshakeManager } from "./handshake-manager.ts";
 import { LocalIdentity, RemoteIdentity } from "./identity.ts";
 import { INITIATION, RESPONSE, writeU32 } from "./messages.ts";
 import { encodeTai64n } from "./tai64n.ts";

@@ -4,9 +4,8 @@ import { type PresharedKey, type PrivateKey, PublicKey } from "#base/keys.ts";
 import type { Millis } from "#base/time.ts";
 import {
   HANDSHAKE_INITIATION_INTERVAL,
-  REKEY_ATTEMPT_TIME,
-  REKEY_TIMEOUT,
-  REKEY_TIMEOUT_JITTER,
+  type HandshakeTiming,
+  PROTOCOL_TIMING,
   UNDER_LOAD_HOLD,
   ZERO_KEYS_TIME,
 } from "./constants.ts";
@@ -32,19 +31,6 @@ import { COOKIE_REPLY, MessageType, messageType, RESPONSE, readU32 } from "./mes
 import { RateLimiter, rateLimitKey } from "./rate-limiter.ts";
 import { isLaterTai64n, Tai64nClock } from "./tai64n.ts";
 import { type Ephemeral, generateEphemeral } from "./x25519.ts";
-
-/** Lowered by tests only; the defaults are the protocol's. */
-export interface HandshakeTiming {
-  readonly rekeyTimeout: Millis;
-  readonly jitter: Millis;
-  readonly rekeyAttemptTime: Millis;
-}
-
-export const PROTOCOL_TIMING: HandshakeTiming = {
-  rekeyTimeout: REKEY_TIMEOUT,
-  jitter: REKEY_TIMEOUT_JITTER,
-  rekeyAttemptTime: REKEY_ATTEMPT_TIME,
-};
 
 export interface HandshakeManagerDeps {
   /** Milliseconds since the Unix epoch, for timestamps in initiations. */
