@@ -52,6 +52,11 @@ const COMMANDS: readonly CommandEntry[] = [
     load: async () => (await import("./lazy.ts")).lazyCommand(),
   },
   {
+    name: "ui",
+    summary: "open the agent's web page",
+    load: async () => (await import("./ui.ts")).uiCommand(),
+  },
+  {
     name: "login",
     summary: "register this machine without connecting",
     load: async () => (await import("./up.ts")).loginCommand(),

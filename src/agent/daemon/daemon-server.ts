@@ -12,13 +12,17 @@ const READ_MAX_BYTES = 64 * 1024;
  * DaemonError `daemon-running` or `daemon-path`.
  */
 export function serveDaemon(deps: DaemonServiceDeps, socketPath: string): Promise<UnixListener> {
-  const handler = connectNodeAdapter({
+  // Streams last as long as somebody watches.
+  return listenOnUnix(createServer({ requestTimeout: 0, keepAliveTimeout: 5000 }, daemonHandler(deps)), socketPath);
+}
+
+/** Answers the calls of the daemon's API, whoever makes them: the caller of this decides who may. */
+export function daemonHandler(deps: DaemonServiceDeps): ReturnType<typeof connectNodeAdapter> {
+  return connectNodeAdapter({
     routes: (router) => router.service(Daemon, createDaemonService(deps)),
     grpc: false,
     grpcWeb: false,
     readMaxBytes: READ_MAX_BYTES,
     shutdownSignal: deps.closing,
   });
-  // Streams last as long as somebody watches.
-  return listenOnUnix(createServer({ requestTimeout: 0, keepAliveTimeout: 5000 }, handler), socketPath);
 }

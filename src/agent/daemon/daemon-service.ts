@@ -1,15 +1,17 @@
 import { setImmediate as nextTurn } from "node:timers/promises";
-import { create } from "@bufbuild/protobuf";
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { Code, ConnectError, type HandlerContext, type ServiceImpl } from "@connectrpc/connect";
 import { messageOf, PerchError } from "#base/errors.ts";
 import { parseIp } from "#base/ip.ts";
 import { PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import {
+  ActivityPartSchema,
   type Daemon,
   DeregisterResponseSchema,
   DownResponseSchema,
   ErrorDetailSchema,
+  OpenUiResponseSchema,
   type Peer,
   PeerState as PeerStateWire,
   SetLazyResponseSchema,
@@ -22,6 +24,7 @@ import {
   type UpEvent,
   UpEventSchema,
   type UpRequest,
+  type WakeRecordSchema,
 } from "#gen/daemon_pb.ts";
 import type { AgentControl, AgentStatus, PeerState, PeerStatus } from "../control.ts";
 import type { AgentLifecycle, UpOrder } from "./agent-lifecycle.ts";
@@ -33,6 +36,8 @@ import { findPeer, matchesFilter, type PeerFilter } from "./peer-filter.ts";
 import type { SettingValues } from "./settings.ts";
 import type { StatusFeed } from "./status-feed.ts";
 import { encodeHead, encodePeer } from "./status-message.ts";
+import type { WakeRecord } from "./ui-activity.ts";
+import type { UiServer } from "./ui-server.ts";
 
 /** Peers per part of a status stream; encoding one part must not hold up the event loop. */
 export const PEERS_PER_PART = 256;
@@ -41,6 +46,7 @@ export interface DaemonServiceDeps {
   readonly agent: AgentControl;
   readonly lifecycle: AgentLifecycle;
   readonly feed: StatusFeed;
+  readonly ui: UiServer;
   readonly log: DaemonLog;
   readonly version: string;
   /** Wall clock ms. */
@@ -58,7 +64,7 @@ const STATES: Readonly<Record<number, PeerState>> = {
 
 /** The daemon's API over one agent. Every failure is a ConnectError with ErrorDetail. */
 export function createDaemonService(deps: DaemonServiceDeps): ServiceImpl<typeof Daemon> {
-  const { agent, lifecycle, feed, log } = deps;
+  const { agent, lifecycle, feed, ui, log } = deps;
 
   const head = (status: AgentStatus): StatusHead =>
     encodeHead(
@@ -210,7 +216,27 @@ export function createDaemonService(deps: DaemonServiceDeps): ServiceImpl<typeof
         feed.noteChange();
         return create(SetLogLevelResponseSchema, { before });
       }),
+
+    openUi: (request) => guard(log.logger, async () => create(OpenUiResponseSchema, await ui.open(request.port))),
+    watchActivity: (_request, context) =>
+      withErrors(
+        log.logger,
+        (async function* () {
+          const signal = AbortSignal.any([context.signal, deps.closing]);
+          let position = 0;
+          do {
+            const change = ui.activity.since(position);
+            const wakes = change.wakes.map(encodeWake);
+            yield create(ActivityPartSchema, { reset: position === 0, samples: [...change.samples], wakes });
+            ({ position } = change);
+          } while (await ui.activity.changed(position, signal));
+        })(),
+      ),
   };
+}
+
+function encodeWake({ took, ...wake }: WakeRecord): MessageInitShape<typeof WakeRecordSchema> {
+  return { ...wake, ...(took === undefined ? {} : { tookMs: took }) };
 }
 
 type Order = (order: UpOrder, signal: AbortSignal, progress: (line: string) => void) => Promise<boolean>;

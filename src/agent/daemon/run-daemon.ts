@@ -4,11 +4,13 @@ import type { Clock } from "#base/time.ts";
 import type { AgentControl } from "../control.ts";
 import { AgentLifecycle } from "./agent-lifecycle.ts";
 import type { DaemonLog } from "./daemon-log.ts";
-import { serveDaemon } from "./daemon-server.ts";
+import { daemonHandler, serveDaemon } from "./daemon-server.ts";
+import type { DaemonServiceDeps } from "./daemon-service.ts";
 import { settingsFromEnvironment } from "./settings.ts";
 import { makeStateDir, SettingsStore } from "./settings-store.ts";
 import { takeLock } from "./state-lock.ts";
 import { StatusFeed } from "./status-feed.ts";
+import { UiServer } from "./ui-server.ts";
 
 /** Makes the agent; its keys and pins live in `stateDir`. */
 export type CreateAgent = (deps: {
@@ -65,21 +67,21 @@ export async function startDaemon(deps: DaemonDeps, options: DaemonOptions): Pro
   undo.defer(() => lifecycle.close());
   const closing = new AbortController();
   const feed = new StatusFeed(agent);
-  undo.use(
-    await serveDaemon(
-      {
-        agent,
-        lifecycle,
-        feed,
-        log,
-        version: options.version,
-        startedAt: clock.wall(),
-        wall: () => clock.wall(),
-        closing: closing.signal,
-      },
-      socketPath,
-    ),
+  const ui = undo.use(
+    new UiServer({ agent, clock, log: log.logger, pulse: () => feed.noteChange(), api: () => daemonHandler(service) }),
   );
+  const service: DaemonServiceDeps = {
+    agent,
+    lifecycle,
+    feed,
+    ui,
+    log,
+    version: options.version,
+    startedAt: clock.wall(),
+    wall: () => clock.wall(),
+    closing: closing.signal,
+  };
+  undo.use(await serveDaemon(service, socketPath));
   undo.defer(() => closing.abort());
   log.logger.info("daemon ready", { socket: socketPath, stateDir, pid: process.pid, version: options.version });
   if (options.resume ?? true) lifecycle.resume();

@@ -3,11 +3,11 @@ import type { Clock, Millis, Timer } from "#base/time.ts";
 import type { AgentControl, ChangedPeers, PeerStatus, TimelineEntry } from "../control.ts";
 
 /** How often the peers' states are counted. */
-export const SAMPLE_INTERVAL: Millis = 5000;
+export const SAMPLE_INTERVAL: Millis = 2000;
 /** Counts that did not change are noted again after this, so that a line over time has points. */
 export const QUIET_INTERVAL: Millis = 60_000;
-/** Counts kept; the oldest go first. Six hours when every one differs, three days when none does. */
-export const SAMPLES_MAX = 4320;
+/** Counts kept; the oldest go first. Four hours when every one differs, days when none does. */
+export const SAMPLES_MAX = 7200;
 /** Wakes kept; the oldest go first. */
 export const WAKES_MAX = 2000;
 
@@ -55,6 +55,7 @@ interface Follower {
 export class ActivityLog {
   readonly #agent: ActivitySource;
   readonly #clock: Clock;
+  readonly #pulse: () => void;
   readonly #followers = new Map<PublicKey, Follower>();
   readonly #waiting = new Set<() => void>();
   /** Both in the order of their positions. */
@@ -65,9 +66,11 @@ export class ActivityLog {
   #timer: Timer | undefined;
   #unsubscribe: (() => void) | undefined;
 
-  constructor(agent: ActivitySource, clock: Clock) {
+  /** `pulse` is called with every count: nobody else tells watchers that the counters of awake peers run on. */
+  constructor(agent: ActivitySource, clock: Clock, pulse: () => void = () => {}) {
     this.#agent = agent;
     this.#clock = clock;
+    this.#pulse = pulse;
   }
 
   /** Idempotent. */
@@ -123,6 +126,7 @@ export class ActivityLog {
       this.#samples.push({ at, idle, connecting, connected, position: ++this.#position });
       this.#tell();
     }
+    this.#pulse();
     this.#timer = this.#clock.after(SAMPLE_INTERVAL, () => this.#sample());
   }
 

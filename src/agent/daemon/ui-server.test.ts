@@ -155,7 +155,6 @@ test("another Host is refused for everything, as DNS rebinding would send it", a
     "127.0.0.1",
     "127.0.0.1:1",
     `[::2]:${port}`,
-    "",
   ]) {
     assert.equal((await at.send("GET", "/", { host })).status, 403, `GET ${host}`);
     assert.equal(

@@ -19,6 +19,8 @@ export interface UiServerDeps {
   readonly agent: ActivitySource;
   readonly clock: Clock;
   readonly log: Logger;
+  /** Called every few seconds while the page is served, so that watchers of the status see counters move. */
+  readonly pulse?: () => void;
   /** The daemon's API; asked for when the page is first served. */
   readonly api: () => ApiHandler;
 }
@@ -66,7 +68,7 @@ export class UiServer implements AsyncDisposable {
     this.#deps = deps;
     this.#options = options;
     this.#sessions = new UiSessions(deps.clock);
-    this.activity = new ActivityLog(deps.agent, deps.clock);
+    this.activity = new ActivityLog(deps.agent, deps.clock, deps.pulse);
   }
 
   /** The port that is served, undefined while none is. */
