@@ -133,8 +133,9 @@ function setUp(config: Partial<DevicePeerConfig> = {}) {
   const remoteKey = PrivateKey.generate();
   const peer = remoteKey.publicKey;
   // The other end is a bare handshake manager: what it sends and accepts is the protocol.
-  const remote = new HandshakeManager({ wall: () => clock.wall() }, remoteKey);
-  remote.addPeer(1, device.publicKey, config.presharedKey);
+  const us = { slot: 1, key: device.publicKey, presharedKey: config.presharedKey };
+  const peers = { get: (key: PublicKey) => (key === us.key ? us : undefined), at: () => us };
+  const remote = new HandshakeManager({ peers, wall: () => clock.wall() }, remoteKey);
   const events: { name: keyof DeviceEvents; payload: unknown }[] = [];
   const names = [
     "wake",

@@ -74,6 +74,7 @@ export class EmbeddedDevice implements WireGuardDevice {
     this.mtu = options.mtu;
     this.#peers = new PeerTable(options.peerCapacity ?? DEFAULT_PEER_CAPACITY);
     const handshakeDeps = {
+      peers: this.#peers,
       wall: deps.timestampWall ?? ((): number => this.#clock.wall()),
       cookieSecretChanged: (secret: Uint8Array) => this.#plane.setCookieSecret(secret),
     };
@@ -104,10 +105,7 @@ export class EmbeddedDevice implements WireGuardDevice {
       this.#addPeer(key, config, keepalive);
       return;
     }
-    if (!samePresharedKey(row.presharedKey, config.presharedKey)) {
-      row.presharedKey = config.presharedKey;
-      this.#handshakes.setPresharedKey(row.slot, config.presharedKey);
-    }
+    if (!samePresharedKey(row.presharedKey, config.presharedKey)) row.presharedKey = config.presharedKey;
     this.#setPrefixes(row, config);
     if (row.keepalive !== keepalive) {
       row.keepalive = keepalive;
@@ -132,7 +130,6 @@ export class EmbeddedDevice implements WireGuardDevice {
     row.mode = config.mode;
     row.keepalive = keepalive;
     row.presharedKey = config.presharedKey;
-    this.#handshakes.addPeer(row.slot, key, config.presharedKey);
     this.#plane.addPeer(row.slot, { asleep: config.mode === "asleep", keepalive });
     this.#setPrefixes(row, config);
   }

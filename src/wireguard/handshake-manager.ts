@@ -32,7 +32,21 @@ import { RateLimiter, rateLimitKey } from "./rate-limiter.ts";
 import { isLaterTai64n, Tai64nClock } from "./tai64n.ts";
 import { type Ephemeral, generateEphemeral } from "./x25519.ts";
 
+/** What a handshake needs to know of a configured peer. */
+export interface HandshakePeer {
+  /** Names the peer in every action. */
+  readonly slot: number;
+  readonly key: PublicKey;
+  /** From the next handshake on; sessions stay. */
+  readonly presharedKey: PresharedKey | undefined;
+}
+
 export interface HandshakeManagerDeps {
+  /** The peers there are, which somebody keeps anyway: one without handshakes costs nothing here. */
+  readonly peers: {
+    get(key: PublicKey): HandshakePeer | undefined;
+    at(slot: number): HandshakePeer | undefined;
+  };
   /** Milliseconds since the Unix epoch, for timestamps in initiations. */
   readonly wall: () => number;
   /** In [0, 1), for the jitter of retransmissions; default Math.random. */
@@ -76,10 +90,9 @@ interface Contact {
   lastActiveAt: Millis;
 }
 
-interface Peer {
-  readonly slot: number;
-  readonly key: PublicKey;
-  presharedKey: PresharedKey | undefined;
+/** Of a peer that handshakes were exchanged with, ever. */
+interface Acquaintance {
+  readonly peer: HandshakePeer;
   contact: Contact | undefined;
   /** Greatest timestamp accepted; outlives the contact, or old initiations could be replayed. */
   lastTimestamp: Uint8Array | undefined;
@@ -87,8 +100,8 @@ interface Peer {
 
 /**
  * Handshakes of one device (paper, sections 5 and 6): who may open one, what is answered, repeated and given up. No IO and
- * no clock: datagrams and the time come in, actions go out. A peer that nothing was exchanged with is one map entry;
- * everything with a cost hangs on `contact` and appears with the first initiation in either direction.
+ * no clock: datagrams and the time come in, actions go out. A peer that nothing was exchanged with has nothing here; what
+ * has a cost appears with the first initiation in either direction.
  *
  * Our own initiation and the peer's do not share state, other than in the paper: when both start at once, both handshakes
  * complete and either session carries data, where sharing would discard both initiations and wait 5 s for the next.
@@ -99,9 +112,10 @@ export class HandshakeManager {
   readonly #limiter = new RateLimiter();
   readonly #timestamps: Tai64nClock;
   readonly #indices = new IndexTable<number>();
-  readonly #byKey = new Map<PublicKey, Peer>();
-  readonly #bySlot: (Peer | undefined)[] = [];
-  readonly #inContact = new Set<Peer>();
+  readonly #peers: HandshakeManagerDeps["peers"];
+  /** By slot. */
+  readonly #known = new Map<number, Acquaintance>();
+  readonly #inContact = new Set<Acquaintance>();
   /** By slot: when an unanswered initiation is repeated; and the sweep. */
   readonly #deadlines = new DeadlineQueue<number>();
   readonly #counters = new Map<HandshakeCounter, number>(HANDSHAKE_COUNTERS.map((name) => [name, 0]));
@@ -113,6 +127,7 @@ export class HandshakeManager {
   constructor(deps: HandshakeManagerDeps, privateKey: PrivateKey, timing: Partial<HandshakeTiming> = {}) {
     this.local = new LocalIdentity(privateKey);
     this.#checker = new CookieChecker(this.local, undefined, deps.cookieSecretChanged);
+    this.#peers = deps.peers;
     this.#timestamps = new Tai64nClock(deps.wall);
     this.#random = deps.random ?? Math.random;
     this.#ephemeral = deps.ephemeral ?? generateEphemeral;
@@ -121,36 +136,23 @@ export class HandshakeManager {
 
   // Peers
 
-  /** `slot` must be free and `key` new; the slot names the peer in every action. */
-  addPeer(slot: number, key: PublicKey, presharedKey: PresharedKey | undefined): void {
-    const peer = { slot, key, presharedKey, contact: undefined, lastTimestamp: undefined };
-    this.#byKey.set(key, peer);
-    // Slots come in order at first: the array stays a plain one.
-    this.#bySlot[slot] = peer;
-  }
-
-  /** From the next handshake on; sessions stay. */
-  setPresharedKey(slot: number, presharedKey: PresharedKey | undefined): void {
-    this.#bySlot[slot]!.presharedKey = presharedKey;
-  }
-
+  /** The peer is gone, or another will have its slot. */
   removePeer(slot: number): void {
-    const peer = this.#bySlot[slot];
-    if (!peer) return;
-    this.#endContact(peer);
-    this.#byKey.delete(peer.key);
-    this.#bySlot[slot] = undefined;
+    const known = this.#known.get(slot);
+    if (!known) return;
+    this.#endContact(known);
+    this.#known.delete(slot);
   }
 
   /** Stops repeating our initiation and forgets it. Never an error. */
   cancel(slot: number): void {
-    const contact = this.#bySlot[slot]?.contact;
+    const contact = this.#known.get(slot)?.contact;
     if (contact) this.#dropInFlight(slot, contact);
   }
 
   /** The peer goes to sleep: as `cancel`, and the 5 s rule does not hold up the handshake that its next wake begins with. */
   rest(slot: number): void {
-    const contact = this.#bySlot[slot]?.contact;
+    const contact = this.#known.get(slot)?.contact;
     if (!contact) return;
     this.#dropInFlight(slot, contact);
     contact.lastSentAt = Number.NEGATIVE_INFINITY;
@@ -174,11 +176,9 @@ export class HandshakeManager {
 
   /** The data path would like a session: obeys the 5 s rule, so it may be called as often as there is a reason. */
   want(slot: number, now: Millis): HandshakeAction[] {
-    const peer = this.#bySlot[slot];
-    if (!peer) return [];
-    const { contact } = peer;
+    const contact = this.#known.get(slot)?.contact;
     if (contact && (isOpen(contact) || now - contact.lastSentAt < this.#timing.rekeyTimeout)) return [];
-    return this.#initiate(peer, now, now);
+    return this.#initiate(slot, now, now);
   }
 
   /**
@@ -187,31 +187,31 @@ export class HandshakeManager {
    * any more. A new one leaves 25 ms after the one before, at the earliest. Empty when the slot is free or the peer's key degenerate.
    */
   initiate(slot: number, now: Millis, reuseWithin: Millis = RESEND_WITHIN): HandshakeAction[] {
-    const peer = this.#bySlot[slot];
-    if (!peer) return [];
-    const inFlight = peer.contact?.inFlight;
-    if (!inFlight || now - inFlight.sentAt >= reuseWithin) return this.#initiate(peer, now, now);
-    peer.contact!.inFlight = { ...inFlight, resent: true };
+    const contact = this.#known.get(slot)?.contact;
+    const inFlight = contact?.inFlight;
+    if (!inFlight || now - inFlight.sentAt >= reuseWithin) return this.#initiate(slot, now, now);
+    contact!.inFlight = { ...inFlight, resent: true };
     return [{ kind: "send-initiation", slot, message: inFlight.sent.message.slice(), repeated: true }];
   }
 
   /** Whether an initiation of ours waits for its answer. */
   isInFlight(slot: number): boolean {
-    const contact = this.#bySlot[slot]?.contact;
+    const contact = this.#known.get(slot)?.contact;
     return contact !== undefined && isOpen(contact);
   }
 
-  #initiate(peer: Peer, now: Millis, startedAt: Millis): HandshakeAction[] {
-    const contact = this.#contact(peer, now);
+  #initiate(slot: number, now: Millis, startedAt: Millis): HandshakeAction[] {
+    const peer = this.#peers.at(slot);
+    const contact = peer && this.#contact(this.#know(peer), now);
     if (!contact) return [];
-    this.#dropInFlight(peer.slot, contact);
+    this.#dropInFlight(slot, contact);
     const sendAt = contact.lastInitiationAt + INITIATION_GAP;
     if (now < sendAt) {
       contact.delayedFrom = startedAt;
-      this.#deadlines.set(peer.slot, sendAt);
-      return [{ kind: "initiation-delayed", slot: peer.slot }];
+      this.#deadlines.set(slot, sendAt);
+      return [{ kind: "initiation-delayed", slot: slot }];
     }
-    const localIndex = this.#indices.allocate(peer.slot);
+    const localIndex = this.#indices.allocate(slot);
     const sent = createInitiation(this.local, contact.remote, {
       ephemeral: this.#ephemeral(),
       localIndex,
@@ -227,9 +227,9 @@ export class HandshakeManager {
     contact.lastSentAt = now;
     contact.lastActiveAt = now;
     const repeatAt = now + this.#timing.rekeyTimeout + this.#random() * this.#timing.jitter;
-    this.#deadlines.set(peer.slot, Math.min(repeatAt, startedAt + this.#timing.rekeyAttemptTime));
+    this.#deadlines.set(slot, Math.min(repeatAt, startedAt + this.#timing.rekeyAttemptTime));
     this.#count("handshake-initiations-sent");
-    return [{ kind: "send-initiation", slot: peer.slot, message: sent.message.slice(), repeated: false }];
+    return [{ kind: "send-initiation", slot, message: sent.message.slice(), repeated: false }];
   }
 
   // Time
@@ -247,26 +247,26 @@ export class HandshakeManager {
         this.#sweep(now);
         continue;
       }
-      const peer = this.#bySlot[id];
-      if (!peer?.contact) continue;
-      const { inFlight, delayedFrom } = peer.contact;
+      const contact = this.#known.get(id)?.contact;
+      if (!contact) continue;
+      const { inFlight, delayedFrom } = contact;
       if (delayedFrom !== undefined) {
-        actions.push(...this.#initiate(peer, now, delayedFrom));
+        actions.push(...this.#initiate(id, now, delayedFrom));
       } else if (inFlight && now - inFlight.startedAt >= this.#timing.rekeyAttemptTime) {
-        this.#dropInFlight(id, peer.contact);
+        this.#dropInFlight(id, contact);
         this.#count("handshake-given-up");
         actions.push({ kind: "gave-up", slot: id });
       } else if (inFlight) {
-        actions.push(...this.#initiate(peer, now, inFlight.startedAt));
+        actions.push(...this.#initiate(id, now, inFlight.startedAt));
       }
     }
     return actions;
   }
 
   #sweep(now: Millis): void {
-    for (const peer of this.#inContact) {
-      const contact = peer.contact!;
-      if (!isOpen(contact) && now - contact.lastActiveAt >= ZERO_KEYS_TIME) this.#endContact(peer);
+    for (const known of this.#inContact) {
+      const contact = known.contact!;
+      if (!isOpen(contact) && now - contact.lastActiveAt >= ZERO_KEYS_TIME) this.#endContact(known);
     }
     if (this.#inContact.size > 0) this.#deadlines.set(SWEEP_ID, now + SWEEP_INTERVAL);
   }
@@ -289,7 +289,7 @@ export class HandshakeManager {
 
   /** The data worker died with all sessions: their indices may be drawn again. Returns the slots that had one. */
   noteSessionsLost(): ReadonlySet<number> {
-    return this.#indices.freeAll((index, slot) => this.#bySlot[slot]?.contact?.inFlight?.sent.localIndex === index);
+    return this.#indices.freeAll((index, slot) => this.#known.get(slot)?.contact?.inFlight?.sent.localIndex === index);
   }
 
   // Messages
@@ -334,27 +334,28 @@ export class HandshakeManager {
       return this.#drop(reason);
     };
     const key = PublicKey.fromBytes(claim.staticBytes);
-    const peer = this.#byKey.get(key);
+    const peer = this.#peers.get(key);
     if (!peer) return refuse(key === this.local.publicKey ? "drop-handshake-own-key" : "drop-handshake-unknown-peer");
     if (source.kind === "relay" && source.slot !== peer.slot) return refuse("drop-handshake-relay-mismatch");
-    if (peer.contact && now - peer.contact.lastAcceptedAt < HANDSHAKE_INITIATION_INTERVAL)
-      return refuse("drop-handshake-flood");
+    const contact = this.#known.get(peer.slot)?.contact;
+    if (contact && now - contact.lastAcceptedAt < HANDSHAKE_INITIATION_INTERVAL) return refuse("drop-handshake-flood");
     return this.#answer(peer, claim, source, now);
   }
 
-  #answer(peer: Peer, claim: InitiationClaim, source: HandshakeSource, now: Millis): HandshakeAction[] {
+  #answer(peer: HandshakePeer, claim: InitiationClaim, source: HandshakeSource, now: Millis): HandshakeAction[] {
     // A contact made for this message is given up again unless the message proves to be the peer's: naming a key is free.
-    const isNew = peer.contact === undefined;
-    const contact = this.#contact(peer, now);
+    const known = this.#know(peer);
+    const isNew = known.contact === undefined;
+    const contact = this.#contact(known, now);
     const received = contact && acceptInitiation(claim, contact.remote);
-    const isFresh = received && (!peer.lastTimestamp || isLaterTai64n(received.timestamp, peer.lastTimestamp));
+    const isFresh = received && (!known.lastTimestamp || isLaterTai64n(received.timestamp, known.lastTimestamp));
     if (!contact || !received || !isFresh) {
       claim.transcript.wipe();
       received?.transcript.wipe();
-      if (isNew) this.#endContact(peer);
+      if (isNew) this.#endContact(known);
       return this.#drop(received ? "drop-handshake-replay" : "drop-handshake-authentication");
     }
-    peer.lastTimestamp = received.timestamp.slice();
+    known.lastTimestamp = received.timestamp.slice();
     contact.lastAcceptedAt = now;
     const localIndex = this.#indices.allocate(peer.slot);
     const answer = createResponse(contact.remote, received, {
@@ -381,15 +382,16 @@ export class HandshakeManager {
   #receiveResponse(message: Uint8Array, source: HandshakeSource, now: Millis): HandshakeAction[] {
     const index = readU32(message, RESPONSE.receiver);
     const slot = this.#indices.get(index);
-    const peer = slot === undefined ? undefined : this.#bySlot[slot];
-    const inFlight = peer?.contact?.inFlight;
-    if (!peer?.contact || inFlight?.sent.localIndex !== index) return this.#drop("drop-handshake-no-state");
+    const known = slot === undefined ? undefined : this.#known.get(slot);
+    const inFlight = known?.contact?.inFlight;
+    if (!known?.contact || inFlight?.sent.localIndex !== index) return this.#drop("drop-handshake-no-state");
+    const { peer, contact } = known;
     if (source.kind === "relay" && source.slot !== peer.slot) return this.#drop("drop-handshake-relay-mismatch");
     const keys = consumeResponse(this.local, inFlight.sent, message, peer.presharedKey);
     if (!keys) return this.#drop("drop-handshake-authentication");
     // The index goes on living as the session's.
-    peer.contact.inFlight = undefined;
-    peer.contact.lastActiveAt = now;
+    contact.inFlight = undefined;
+    contact.lastActiveAt = now;
     this.#deadlines.cancel(peer.slot);
     this.#count("handshake-completed");
     // First the news, so that a path chosen upon it is the one that the waiting packets take.
@@ -401,7 +403,7 @@ export class HandshakeManager {
 
   #receiveCookieReply(message: Uint8Array, now: Millis): HandshakeAction[] {
     const slot = this.#indices.get(readU32(message, COOKIE_REPLY.receiver));
-    const contact = slot === undefined ? undefined : this.#bySlot[slot]?.contact;
+    const contact = slot === undefined ? undefined : this.#known.get(slot)?.contact;
     if (!contact?.cookies.consumeReply(contact.remote, message, now)) return this.#drop("drop-cookie-reply");
     this.#count("cookie-replies-taken");
     return [];
@@ -411,18 +413,26 @@ export class HandshakeManager {
 
   /** Wipes everything; the object is of no use afterwards. */
   close(): void {
-    for (const peer of [...this.#inContact]) this.#endContact(peer);
-    this.#byKey.clear();
-    this.#bySlot.length = 0;
+    for (const known of [...this.#inContact]) this.#endContact(known);
+    this.#known.clear();
     this.#deadlines.cancel(SWEEP_ID);
     this.#checker.wipe();
   }
 
-  #contact(peer: Peer, now: Millis): Contact | undefined {
-    if (peer.contact) return peer.contact;
-    const remote = RemoteIdentity.create(this.local, PublicKey.toBytes(peer.key));
-    if (!remote) return undefined;
-    peer.contact = {
+  #know(peer: HandshakePeer): Acquaintance {
+    const known = this.#known.get(peer.slot) ?? { peer, contact: undefined, lastTimestamp: undefined };
+    this.#known.set(peer.slot, known);
+    return known;
+  }
+
+  #contact(known: Acquaintance, now: Millis): Contact | undefined {
+    if (known.contact) return known.contact;
+    const remote = RemoteIdentity.create(this.local, PublicKey.toBytes(known.peer.key));
+    if (!remote) {
+      this.#known.delete(known.peer.slot);
+      return undefined;
+    }
+    known.contact = {
       remote,
       cookies: new CookieJar(),
       inFlight: undefined,
@@ -433,18 +443,19 @@ export class HandshakeManager {
       lastActiveAt: now,
     };
     if (this.#inContact.size === 0) this.#deadlines.set(SWEEP_ID, now + SWEEP_INTERVAL);
-    this.#inContact.add(peer);
-    return peer.contact;
+    this.#inContact.add(known);
+    return known.contact;
   }
 
-  #endContact(peer: Peer): void {
-    const { contact } = peer;
+  #endContact(known: Acquaintance): void {
+    const { contact, peer } = known;
     if (!contact) return;
     this.#dropInFlight(peer.slot, contact);
     contact.cookies.wipe();
     contact.remote.wipe();
-    peer.contact = undefined;
-    this.#inContact.delete(peer);
+    known.contact = undefined;
+    this.#inContact.delete(known);
+    if (!known.lastTimestamp) this.#known.delete(peer.slot);
     if (this.#inContact.size === 0) this.#deadlines.cancel(SWEEP_ID);
   }
 
