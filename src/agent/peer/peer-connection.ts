@@ -3,7 +3,7 @@ import { unreachable } from "#base/errors.ts";
 import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
 import type { PresharedKey, PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
-import type { Clock, Millis, Timer } from "#base/time.ts";
+import type { Clock, Millis } from "#base/time.ts";
 import { type Body, Body_Type } from "#gen/signal_pb.ts";
 import { type Candidate, formatCandidate, parseCandidate } from "#ice/candidate.ts";
 import {
@@ -18,7 +18,8 @@ import {
 import { createSleepBody, type SleepMessage } from "#signal/protocol/sleep-message.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
 import type { PeerPath, PeerState, TimelineEntry } from "../control.ts";
-import type { NegotiationView, RemoteHalf } from "./negotiation-view.ts";
+import type { NegotiationView } from "./negotiation-view.ts";
+import { NO_RECORD, PeerRecord } from "./peer-record.ts";
 import {
   createPeerState,
   type DirectPath,
@@ -110,8 +111,6 @@ const KEEPALIVE_SECONDS = 25;
 /** An OFFER is answered at most this often (signal document, section 9). */
 const ANSWER_INTERVAL: Millis = 200;
 
-/** Of every peer without an ICE agent; `#openIce` makes a list of its own. */
-const NO_CANDIDATES: string[] = [];
 const NO_ENTRIES: readonly TimelineEntry[] = [];
 
 /**
@@ -119,39 +118,23 @@ const NO_ENTRIES: readonly TimelineEntry[] = [];
  * Used again and again: awake and asleep are states of the one object. It never decides to be lazy.
  */
 export class PeerConnection {
-  readonly key: PublicKey;
   info: PeerInfo;
   readonly #deps: PeerDeps;
-  readonly #controlling: boolean;
-  /** Undefined until there is something to tell. */
-  #timeline: Timeline | undefined;
   #state: PeerConnectionState;
   #since: number;
-  #timer: Timer | undefined;
-  #timerAt: Millis | undefined;
-  #ice: IceSession | undefined;
-  /** Local candidates of the open ICE agent; sent in OFFER and ANSWER, later ones as CANDIDATE. */
-  #candidates: string[] = NO_CANDIDATES;
-  /** How many of them the remote was told; undefined before the first OFFER or ANSWER of the ICE agent's life. */
-  #told: number | undefined;
-  #remoteIsPerch = false;
-  #agreesOnSleep = false;
-  #offeredAt: Millis | undefined;
-  #remoteHalf: RemoteHalf | undefined;
-  #delivered: boolean | undefined;
-  #knownDirect: { readonly endpoint: Endpoint; readonly until: Millis } | undefined;
-  #answeredAt: Millis | undefined;
-  #answerTimer: Timer | undefined;
+  /** To read; `#own` is to write. */
+  #record: Readonly<PeerRecord> = NO_RECORD;
 
   constructor(deps: PeerDeps, info: PeerInfo, reason: string) {
     this.#deps = deps;
-    this.key = info.key;
     this.info = info;
-    // Roles compare the base64 texts byte by byte (signal document, section 2.3).
-    this.#controlling = deps.ownKey > info.key;
     this.#since = deps.clock.wall();
     this.#state = createPeerState(reason);
     deps.device.setPeer(info.key, { mode: "asleep", allowedIps: info.allowedIps });
+  }
+
+  get key(): PublicKey {
+    return this.info.key;
   }
 
   get awake(): boolean {
@@ -176,12 +159,12 @@ export class PeerConnection {
 
   /** It agrees with us before it sleeps, as far as its last OFFER or ANSWER said. */
   get agreesOnSleep(): boolean {
-    return this.#agreesOnSleep;
+    return this.#record.agreesOnSleep;
   }
 
   /** Clock of our last OFFER. */
   get offeredAt(): Millis | undefined {
-    return this.#offeredAt;
+    return this.#record.offeredAt;
   }
 
   /** Clock of the last handshake; undefined while idle or Connecting. */
@@ -195,7 +178,7 @@ export class PeerConnection {
   }
 
   get timeline(): readonly TimelineEntry[] {
-    return this.#timeline?.entries() ?? NO_ENTRIES;
+    return this.#record.timeline?.entries() ?? NO_ENTRIES;
   }
 
   get path(): PeerPath {
@@ -214,17 +197,17 @@ export class PeerConnection {
 
   get negotiation(): NegotiationView {
     const initiations = this.#state.kind === "awake" ? this.#state.initiations : 0;
-    return { remote: this.#remoteHalf, delivered: this.#delivered, initiations };
+    return { remote: this.#record.remoteHalf, delivered: this.#record.delivered, initiations };
   }
 
   /** The signal server says that the remote is not connected to it, and the remote did not speak in this wake. */
   get isRemoteAway(): boolean {
-    return this.#state.kind === "awake" && this.#state.remote === undefined && this.#delivered === false;
+    return this.#state.kind === "awake" && this.#state.remote === undefined && this.#record.delivered === false;
   }
 
   /** In this wake the remote answered, or the signal server passed our OFFER or ANSWER on to it. */
   get isRemoteThere(): boolean {
-    return this.#state.kind === "awake" && (this.#state.remote !== undefined || this.#delivered === true);
+    return this.#state.kind === "awake" && (this.#state.remote !== undefined || this.#record.delivered === true);
   }
 
   /** The map changed what it says of this peer; allowed IPs are replaced without touching session or path. */
@@ -248,15 +231,15 @@ export class PeerConnection {
 
   /** A decrypted message of this peer; GO_IDLE is the manager's business. */
   receive(body: Body): void {
-    if (body.perch) this.#remoteIsPerch = true;
+    if (body.perch) this.#own.remoteIsPerch = true;
     switch (body.type) {
       case Body_Type.OFFER:
       case Body_Type.ANSWER: {
         const remote = parseOfferBody(body);
         if (!remote) return;
         const { perch, credentials, relay } = remote;
-        this.#agreesOnSleep = perch?.agreesOnSleep ?? false;
-        this.#remoteHalf = {
+        this.#own.agreesOnSleep = perch?.agreesOnSleep ?? false;
+        this.#own.remoteHalf = {
           perch: perch !== undefined,
           ice: credentials !== undefined,
           relay: relay !== undefined,
@@ -276,10 +259,11 @@ export class PeerConnection {
 
   /** Takes everything down without a word to the remote; the peer left the map or the agent stops. */
   close(): void {
-    this.#timer?.cancel();
-    this.#answerTimer?.cancel();
-    this.#ice?.close();
-    this.#ice = undefined;
+    const { timer, answerTimer, ice } = this.#record;
+    timer?.cancel();
+    answerTimer?.cancel();
+    ice?.close();
+    if (ice) this.#own.ice = undefined;
     this.#state = { kind: "idle", generation: this.#state.generation, reason: "removed" };
   }
 
@@ -302,15 +286,27 @@ export class PeerConnection {
     this.#deps.changed(this);
   }
 
+  /** Its own record, made when it has none. */
+  get #own(): PeerRecord {
+    if (this.#record === NO_RECORD) this.#record = new PeerRecord();
+    return this.#record;
+  }
+
   get #story(): Timeline {
-    this.#timeline ??= new Timeline(this.#deps.clock);
-    return this.#timeline;
+    const record = this.#own;
+    record.timeline ??= new Timeline(this.#deps.clock);
+    return record.timeline;
+  }
+
+  /** Roles compare the base64 texts byte by byte (signal document, section 2.3). */
+  get #controlling(): boolean {
+    return this.#deps.ownKey > this.key;
   }
 
   #context(): PeerContext {
     const { clock, relay, ice, device } = this.#deps;
     const now = clock.now();
-    const known = this.#knownDirect;
+    const known = this.#record.knownDirect;
     return {
       now,
       relayUp: relay.isUp(this.key),
@@ -330,7 +326,7 @@ export class PeerConnection {
     const { device, relay } = this.#deps;
     switch (effect.kind) {
       case "device-awake":
-        this.#delivered = undefined;
+        this.#own.delivered = undefined;
         return this.#setDevicePeer();
       case "device-asleep":
         // A connection to another agent's relay is not kept for a peer that sleeps; its next OFFER names the relay again.
@@ -339,7 +335,7 @@ export class PeerConnection {
       case "use-path":
         return device.setPath(this.key, effect.path);
       case "forget-direct":
-        this.#knownDirect = undefined;
+        this.#own.knownDirect = undefined;
         return;
       case "initiate":
         device.initiate(this.key, effect.paths);
@@ -354,17 +350,17 @@ export class PeerConnection {
       case "open-ice":
         return this.#openIce(effect.ice);
       case "check-ice":
-        return this.#ice?.check(effect.credentials, effect.stock, effect.network, effect.quiet);
+        return this.#record.ice?.check(effect.credentials, effect.stock, effect.network, effect.quiet);
       case "close-ice":
-        this.#ice?.close();
-        this.#ice = undefined;
+        this.#record.ice?.close();
+        this.#own.ice = undefined;
         // Candidates of a life that is over are told to nobody: they could wake a stock peer.
-        this.#candidates = [];
+        this.#own.candidates = [];
         return;
       case "suspect-ice":
-        return this.#ice?.suspect(effect.heardFrom);
+        return this.#record.ice?.suspect(effect.heardFrom);
       case "probe-ice":
-        return this.#ice?.probe(effect.heardFrom);
+        return this.#record.ice?.probe(effect.heardFrom);
       case "probe-servers":
         relay.probe();
         return this.#deps.signal.probe();
@@ -390,20 +386,20 @@ export class PeerConnection {
   #rememberDirect(): void {
     const direct = this.#state.kind === "awake" ? this.#state.direct : undefined;
     if (direct)
-      this.#knownDirect = { endpoint: direct.endpoint, until: this.#deps.clock.now() + KNOWN_DIRECT_LIFETIME };
+      this.#own.knownDirect = { endpoint: direct.endpoint, until: this.#deps.clock.now() + KNOWN_DIRECT_LIFETIME };
   }
 
   #openIce(life: number): void {
     const state = this.#state;
     if (state.kind !== "awake") return;
-    this.#ice?.close();
-    this.#candidates = [];
-    this.#told = undefined;
-    this.#ice = this.#deps.ice.open(this.key, this.#controlling, state.local, {
+    this.#record.ice?.close();
+    this.#own.candidates = [];
+    this.#own.told = undefined;
+    this.#own.ice = this.#deps.ice.open(this.key, this.#controlling, state.local, {
       candidate: (candidate) => {
-        this.#candidates.push(formatCandidate(candidate));
+        this.#record.candidates.push(formatCandidate(candidate));
         // Before the first OFFER or ANSWER of this life there is nothing to add to: it will carry the candidate.
-        if (this.#told !== undefined) this.#tellCandidates(this.#told);
+        if (this.#record.told !== undefined) this.#tellCandidates(this.#record.told);
       },
       selected: (direct) => this.post({ kind: "ice-selected", ice: life, direct }),
       lost: (reason, failed) => this.post({ kind: "ice-lost", ice: life, reason, failed }),
@@ -412,19 +408,19 @@ export class PeerConnection {
 
   #addRemoteCandidate(text: string): void {
     const candidate = parseCandidate(text);
-    if (candidate) this.#ice?.addRemoteCandidate(candidate);
+    if (candidate) this.#record.ice?.addRemoteCandidate(candidate);
   }
 
   /** OFFERs may come at any rate; the newest of a burst is answered. */
   #answer(): void {
     const { clock } = this.#deps;
-    const wait = this.#answeredAt === undefined ? 0 : this.#answeredAt + ANSWER_INTERVAL - clock.now();
+    const wait = this.#record.answeredAt === undefined ? 0 : this.#record.answeredAt + ANSWER_INTERVAL - clock.now();
     if (wait > 0) {
-      this.#answerTimer?.cancel();
-      this.#answerTimer = clock.after(wait, () => this.#answer());
+      this.#record.answerTimer?.cancel();
+      this.#own.answerTimer = clock.after(wait, () => this.#answer());
       return;
     }
-    this.#answeredAt = clock.now();
+    this.#own.answeredAt = clock.now();
     this.#sendHalf("answer");
   }
 
@@ -434,7 +430,7 @@ export class PeerConnection {
     const { relay, version, wireguardPort, ice: direct } = this.#deps;
     // A remote that is known to have no ICE is told the same of us (signal document, section 2.6).
     const ice = state.ice > 0 && !(state.remote !== undefined && state.remote.credentials === undefined);
-    const candidates = this.#candidates;
+    const candidates = this.#record.candidates;
     const body = createOfferBody(type, {
       listenPort: wireguardPort,
       version,
@@ -442,16 +438,16 @@ export class PeerConnection {
       ...(relay.home && { relay: relay.home }),
       ...(ice && { credentials: state.local.credentials, sessionId: state.local.id }),
     });
-    if (type === "offer") this.#offeredAt = this.#deps.clock.now();
+    if (type === "offer") this.#own.offeredAt = this.#deps.clock.now();
     this.#story.note(`${type}-sent`, relay.home?.instanceUrl ?? "no relay");
     const sent = this.#deps.signal.send(this.key, body);
-    this.#told = this.#candidates.length;
+    this.#own.told = this.#record.candidates.length;
     // A stock agent has no ICE agent to put candidates into before it read OFFER or ANSWER: only then send them (W2).
     sent.then(
       ({ delivered }) => {
-        this.#delivered = delivered;
+        this.#own.delivered = delivered;
         if (delivered === false) this.note("signal", "the peer is not connected to the signal server");
-        if (ice && !this.#remoteIsPerch && candidates === this.#candidates) this.#tellCandidates(0);
+        if (ice && !this.#record.remoteIsPerch && candidates === this.#record.candidates) this.#tellCandidates(0);
       },
       (error: unknown) => this.#deps.log.debug("signal message not sent", { peer: this.info.fqdn, err: error }),
     );
@@ -459,8 +455,8 @@ export class PeerConnection {
 
   /** Sends candidates as messages of their own. */
   #tellCandidates(from: number): void {
-    for (const payload of this.#candidates.slice(from)) void this.#send(createCandidateBody(payload));
-    this.#told = this.#candidates.length;
+    for (const payload of this.#record.candidates.slice(from)) void this.#send(createCandidateBody(payload));
+    this.#own.told = this.#record.candidates.length;
   }
 
   /** False when the signal server did not get it. */
@@ -478,15 +474,15 @@ export class PeerConnection {
 
   #arm(): void {
     const at = nextDeadline(this.#state);
-    if (at === this.#timerAt) return;
-    this.#timer?.cancel();
-    this.#timerAt = at;
+    if (at === this.#record.timerAt) return;
+    this.#record.timer?.cancel();
+    this.#own.timerAt = at;
     const { clock } = this.#deps;
-    this.#timer =
+    this.#own.timer =
       at === undefined
         ? undefined
         : clock.after(Math.max(0, at - clock.now()), () => {
-            this.#timerAt = undefined;
+            this.#own.timerAt = undefined;
             this.post({ kind: "tick" });
           });
   }
