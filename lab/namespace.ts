@@ -1,5 +1,6 @@
 import { execFile, execFileSync } from "node:child_process";
-import { readdirSync, readFileSync, readlinkSync, statSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { messageOf } from "#base/errors.ts";
 import { formatPrefix, type Prefix } from "#base/ip.ts";
 import { LabError } from "./errors.ts";
@@ -9,6 +10,8 @@ export const HOST_INTERFACE = "net0";
 
 /** Where `ip netns` keeps its names. */
 export const NAMESPACE_FOLDER = "/run/netns";
+/** `ip netns exec NAME` shows the files below NAME in it as those of /etc. */
+const NAMESPACE_FILES = "/etc/netns";
 const NAME_PATTERN = /^perch-lab-([0-9a-z]+)-([0-9a-z]+)-[0-9a-z]+-/;
 /** What a host may send in one burst before the router has read it; the kernel drops the rest. */
 const TRANSMIT_QUEUE_PACKETS = 5000;
@@ -101,8 +104,20 @@ export function removeNamespaces(prefix: string): void {
   deleteNames(names);
 }
 
+/**
+ * Gives a namespace a resolver file of its own: programs started in it from now on see it as /etc/resolv.conf, and the machine's
+ * is out of their reach. Returns its path. Root only.
+ */
+export function giveResolverFile(namespace: string, content: string): string {
+  const folder = join(NAMESPACE_FILES, namespace);
+  mkdirSync(folder, { recursive: true });
+  writeFileSync(join(folder, "resolv.conf"), content, { mode: 0o644 });
+  return join(folder, "resolv.conf");
+}
+
 function deleteNames(names: readonly string[]): void {
   if (names.length === 0) return;
+  for (const name of names) if (name) rmSync(join(NAMESPACE_FILES, name), { recursive: true, force: true });
   try {
     execFileSync("ip", ["-force", "-batch", "-"], {
       input: names.map((name) => `netns del ${name}\n`).join(""),

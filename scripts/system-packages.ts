@@ -21,6 +21,7 @@ export const TEST_PACKAGES: readonly SystemPackage[] = [
   { name: "iputils-ping", command: "ping" },
   { name: "iperf3", command: "iperf3" },
   { name: "tcpdump", command: "tcpdump" },
+  { name: "bind9-dnsutils", command: "dig" },
   { name: "ethtool", command: "ethtool" },
   { name: "openssl", command: "openssl" },
   { name: "wireguard-go", command: "wireguard-go" },
@@ -32,6 +33,7 @@ export const TEST_PACKAGES: readonly SystemPackage[] = [
   { name: "python3-protobuf", module: "google.protobuf" },
   { name: "python3-websockets", module: "websockets" },
   { name: "python3-aioice", module: "aioice" },
+  { name: "python3-prometheus-client", module: "prometheus_client" },
 ];
 
 /** The packages of the list that are not usable here. */

@@ -2,6 +2,7 @@ import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
 import type { Millis } from "#base/time.ts";
 import type { CaptureOptions, PacketCapture } from "#wireguard/capture.ts";
+import type { DnsStatus } from "./dns/name-service.ts";
 import type { AgentExamination, PairExamination } from "./examination.ts";
 import type { FirewallStatus } from "./firewall/firewall.ts";
 
@@ -60,6 +61,10 @@ export interface AgentSettings {
     | undefined;
   readonly inactivityThreshold: Millis;
   readonly forceRelay: boolean;
+  /** Names of the network on this machine; undefined: the network's setting decides. */
+  readonly dns?: { readonly enabled: boolean } | undefined;
+  /** A question for a sleeping peer's name wakes it; default true. */
+  readonly dnsWake?: boolean | undefined;
 }
 
 /** Who decided whether lazy connections are on, in order of precedence (DESIGN.md, section 1.7). */
@@ -91,6 +96,8 @@ export interface AgentStatus {
   readonly serial: number;
   /** Undefined while there is no tunnel. */
   readonly firewall?: FirewallStatus | undefined;
+  /** Undefined while there is no tunnel. */
+  readonly dns?: DnsStatus | undefined;
   readonly counts: PeerCounts;
   /** Undefined while there is no tunnel. */
   readonly wakes?: WakeCounts | undefined;

@@ -10,6 +10,9 @@ import { SignalClient } from "#signal/client/signal-client.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
 import type { TimestampMark } from "#wireguard/timestamp-mark.ts";
 import type { AgentSettings } from "./control.ts";
+import { chooseHostResolver } from "./dns/choose-resolver-linux.ts";
+import { NameService } from "./dns/name-service.ts";
+import { ResolverRecordStore } from "./dns/resolver-record.ts";
 import { assertSupportedDevice, Engine, interfaceAddresses } from "./engine/engine.ts";
 import { parseInfrastructure } from "./engine/infrastructure.ts";
 import { parseOwnConfig } from "./engine/network-map.ts";
@@ -50,6 +53,7 @@ export interface Session {
   readonly relay: RelayClient;
   readonly device: WireGuardDevice;
   readonly engine: Engine;
+  readonly names: NameService;
   readonly signalUri: string;
   /** What status shows of the servers. */
   readonly services: {
@@ -67,7 +71,7 @@ export interface Session {
 
 /** Builds a session up to the point where only the network map is missing; undoes everything when a part fails. */
 export async function openSession(
-  deps: { readonly clock: Clock; readonly log: Logger },
+  deps: { readonly clock: Clock; readonly log: Logger; readonly stateDir: string },
   options: SessionOptions,
 ): Promise<Session> {
   const { clock, log } = deps;
@@ -99,6 +103,24 @@ export async function openSession(
   undo.defer(() => signal.close());
   const relay = new RelayClient({ clock, log: log.with({ part: "relay" }) }, { key: key.publicKey });
   undo.defer(() => relay.close());
+  const names = undo.use(
+    new NameService(
+      {
+        clock,
+        log: log.with({ part: "dns" }),
+        wake: (peer, name, act) => engine.connections.wakeByName(peer, name, act),
+        changed: () => options.changed("none"),
+        chooseHost: () => chooseHostResolver(new ResolverRecordStore(deps.stateDir)),
+      },
+      {
+        ownKey: key.publicKey,
+        interfaceName: device.interfaceName,
+        enabled: settings.dns?.enabled,
+        wakes: settings.dnsWake ?? true,
+      },
+      own,
+    ),
+  );
   const engine = new Engine(
     {
       clock,
@@ -108,6 +130,7 @@ export async function openSession(
       management,
       signal,
       relay,
+      names,
       changed: (peer) => options.changed(peer?.key ?? "all"),
     },
     {
@@ -148,6 +171,7 @@ export async function openSession(
     relay,
     device,
     engine,
+    names,
     services,
     signalUri: infrastructure.signal.uri,
     ended,

@@ -51,6 +51,7 @@ export function buildStatus(sources: StatusSources): AgentStatus {
     stuns: session ? stunStatus(session) : [],
     serial: session?.engine.model.serial ?? 0,
     firewall: session?.engine.firewall,
+    dns: session?.names.status,
     counts: session ? countPeers(session) : { total: 0, idle: 0, connecting: 0, connected: 0 },
     get peers() {
       peers ??= session ? [...peerStatuses(session, sources.isPinned)] : [];
@@ -62,9 +63,14 @@ export function buildStatus(sources: StatusSources): AgentStatus {
 }
 
 /** The device's, those of wakes, and what the relay client could not pass on. */
-function counters({ device, engine, relay }: Session): AgentStatus["counters"] {
+function counters({ device, engine, relay, names }: Session): AgentStatus["counters"] {
   const { counters: wakes } = engine.connections.wakes;
-  return new Map<string, number>([...device.counters(), ...wakes, ["drop-relay-client", relay.counters().dropped]]);
+  return new Map<string, number>([
+    ...device.counters(),
+    ...wakes,
+    ...names.counters,
+    ["drop-relay-client", relay.counters().dropped],
+  ]);
 }
 
 function lazyStatus(settings: AgentSettings | undefined, session: Session | undefined): AgentStatus["lazy"] {

@@ -71,6 +71,11 @@ const COMMANDS: readonly CommandEntry[] = [
     summary: "run the agent's daemon, or install it as a service",
     load: async () => (await import("./service.ts")).serviceCommand(),
   },
+  {
+    name: "state",
+    summary: "put back what a daemon that died left changed",
+    load: async () => (await import("./state.ts")).stateCommand(),
+  },
   { name: "server", summary: "run a network's server", load: loadServer },
   {
     name: "completion",

@@ -13,7 +13,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file daemon.proto.
  */
 export const file_daemon: GenFile = /*@__PURE__*/
-  fileDesc("CgxkYWVtb24ucHJvdG8SD3BlcmNoLmRhZW1vbi52MSIuCgtFcnJvckRldGFpbBIMCgRjb2RlGAEgASgJEhEKCXJldHJ5YWJsZRgCIAEoCCKzAwoNU2V0dGluZ1ZhbHVlcxIbCg5tYW5hZ2VtZW50X3VybBgBIAEoCUgAiAEBEhUKCGhvc3RuYW1lGAIgASgJSAGIAQESGwoOaW50ZXJmYWNlX25hbWUYAyABKAlIAogBARIbCg53aXJlZ3VhcmRfcG9ydBgEIAEoDUgDiAEBEhAKA210dRgFIAEoDUgEiAEBEhMKBmRldmljZRgGIAEoCUgFiAEBEhoKDXByZXNoYXJlZF9rZXkYByABKAlIBogBARIRCgRsYXp5GAggASgISAeIAQESJAoXaW5hY3Rpdml0eV90aHJlc2hvbGRfbXMYCSABKAFICIgBARIYCgtmb3JjZV9yZWxheRgKIAEoCEgJiAEBQhEKD19tYW5hZ2VtZW50X3VybEILCglfaG9zdG5hbWVCEQoPX2ludGVyZmFjZV9uYW1lQhEKD193aXJlZ3VhcmRfcG9ydEIGCgRfbXR1QgkKB19kZXZpY2VCEAoOX3ByZXNoYXJlZF9rZXlCBwoFX2xhenlCGgoYX2luYWN0aXZpdHlfdGhyZXNob2xkX21zQg4KDF9mb3JjZV9yZWxheSKCAQoJVXBSZXF1ZXN0Ei0KBWZsYWdzGAEgASgLMh4ucGVyY2guZGFlbW9uLnYxLlNldHRpbmdWYWx1ZXMSMwoLZW52aXJvbm1lbnQYAiABKAsyHi5wZXJjaC5kYWVtb24udjEuU2V0dGluZ1ZhbHVlcxIRCglzZXR1cF9rZXkYAyABKAkiUwoHVXBFdmVudBISCghwcm9ncmVzcxgBIAEoCUgAEisKBnJlc3VsdBgCIAEoCzIZLnBlcmNoLmRhZW1vbi52MS5VcFJlc3VsdEgAQgcKBWV2ZW50IkYKCFVwUmVzdWx0Eg8KB2FscmVhZHkYASABKAgSKQoEaGVhZBgCIAEoCzIbLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNIZWFkIg0KC0Rvd25SZXF1ZXN0Ih8KDERvd25SZXNwb25zZRIPCgdhbHJlYWR5GAEgASgIIhMKEURlcmVnaXN0ZXJSZXF1ZXN0IhQKEkRlcmVnaXN0ZXJSZXNwb25zZSKIAQoNU3RhdHVzUmVxdWVzdBIqCgZzdGF0ZXMYASADKA4yGi5wZXJjaC5kYWVtb24udjEuUGVlclN0YXRlEg0KBW5hbWVzGAIgAygJEhEKCWFkZHJlc3NlcxgDIAMoCRISCgp3aXRoX3BlZXJzGAQgASgIEhUKDXdpdGhfdGltZWxpbmUYBSABKAgiXwoMV2F0Y2hSZXF1ZXN0Ei4KBmZpbHRlchgBIAEoCzIeLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNSZXF1ZXN0Eg0KBWVwb2NoGAIgASgJEhAKCHJldmlzaW9uGAMgASgEIqwBCgpTdGF0dXNQYXJ0Eg0KBWVwb2NoGAEgASgJEhAKCHJldmlzaW9uGAIgASgEEg0KBXJlc2V0GAMgASgIEikKBGhlYWQYBCABKAsyGy5wZXJjaC5kYWVtb24udjEuU3RhdHVzSGVhZBIkCgVwZWVycxgFIAMoCzIVLnBlcmNoLmRhZW1vbi52MS5QZWVyEg8KB3JlbW92ZWQYBiADKAwSDAoEbW9yZRgHIAEoCCLwBgoKU3RhdHVzSGVhZBIWCg5kYWVtb25fdmVyc2lvbhgBIAEoCRILCgNwaWQYAiABKA0SEgoKc3RhcnRlZF9hdBgDIAEoARIqCgVzdGF0ZRgEIAEoDjIbLnBlcmNoLmRhZW1vbi52MS5BZ2VudFN0YXRlEg4KBnJlYXNvbhgFIAEoCRIVCg1hZ2VudF92ZXJzaW9uGAYgASgJEhIKCnB1YmxpY19rZXkYByABKAwSDAoEZnFkbhgIIAEoCRIQCghob3N0bmFtZRgJIAEoCRIPCgdhZGRyZXNzGAogASgJEhAKCGFkZHJlc3M2GAsgASgJEhYKDmludGVyZmFjZV9uYW1lGAwgASgJEhYKDndpcmVndWFyZF9wb3J0GA0gASgNEgsKA210dRgOIAEoDRIOCgZkZXZpY2UYDyABKAkSFwoPZGV2aWNlX2ZlYXR1cmVzGBAgAygJEiMKBGxhenkYESABKAsyFS5wZXJjaC5kYWVtb24udjEuTGF6eRIsCgptYW5hZ2VtZW50GBIgASgLMhgucGVyY2guZGFlbW9uLnYxLlNlcnZpY2USKAoGc2lnbmFsGBMgASgLMhgucGVyY2guZGFlbW9uLnYxLlNlcnZpY2USJgoGcmVsYXlzGBQgAygLMhYucGVyY2guZGFlbW9uLnYxLlJlbGF5EiUKBXN0dW5zGBUgAygLMhYucGVyY2guZGFlbW9uLnYxLlJlbGF5Eg4KBnNlcmlhbBgWIAEoBBIqCgVwZWVycxgXIAEoCzIbLnBlcmNoLmRhZW1vbi52MS5QZWVyQ291bnRzEjsKCGNvdW50ZXJzGBggAygLMikucGVyY2guZGFlbW9uLnYxLlN0YXR1c0hlYWQuQ291bnRlcnNFbnRyeRIqCghzZXR0aW5ncxgZIAMoCzIYLnBlcmNoLmRhZW1vbi52MS5TZXR0aW5nEhAKCHRha2VuX2F0GBogASgBEhEKCWxvZ19sZXZlbBgbIAEoCRIrCghmaXJld2FsbBgcIAEoCzIZLnBlcmNoLmRhZW1vbi52MS5GaXJld2FsbBIlCgV3YWtlcxgdIAEoCzIWLnBlcmNoLmRhZW1vbi52MS5XYWtlcxovCg1Db3VudGVyc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoAToCOAEiSQoFV2FrZXMSEwoLbmVnb3RpYXRpbmcYASABKA0SDwoHd2FpdGluZxgCIAEoDRIMCgRoZWxkGAMgASgNEgwKBGtlcHQYBCABKA0iKwoIRmlyZXdhbGwSEAoIZW5mb3JjZWQYASABKAgSDQoFcnVsZXMYAiABKA0iUAoKUGVlckNvdW50cxINCgV0b3RhbBgBIAEoDRIMCgRpZGxlGAIgASgNEhIKCmNvbm5lY3RpbmcYAyABKA0SEQoJY29ubmVjdGVkGAQgASgNIj0KBExhenkSDwoHZW5hYmxlZBgBIAEoCBIOCgZzb3VyY2UYAiABKAkSFAoMdGhyZXNob2xkX21zGAMgASgBIkcKB1NlcnZpY2USCwoDdXJsGAEgASgJEhEKCWNvbm5lY3RlZBgCIAEoCBINCgVlcnJvchgDIAEoCRINCgVzaW5jZRgEIAEoASI2CgVSZWxheRILCgN1cmkYASABKAkSEQoJYXZhaWxhYmxlGAIgASgIEg0KBWVycm9yGAMgASgJIjYKB1NldHRpbmcSDAoEbmFtZRgBIAEoCRINCgV2YWx1ZRgCIAEoCRIOCgZzb3VyY2UYAyABKAkiqQMKBFBlZXISCwoDa2V5GAEgASgMEgwKBGZxZG4YAiABKAkSEQoJYWRkcmVzc2VzGAMgAygJEikKBXN0YXRlGAQgASgOMhoucGVyY2guZGFlbW9uLnYxLlBlZXJTdGF0ZRIOCgZyZWFzb24YBSABKAkSDQoFc2luY2UYBiABKAESDAoEbGF6eRgHIAEoCBITCgtsYXp5X3JlYXNvbhgIIAEoCRIOCgZwaW5uZWQYCSABKAgSFQoNYWdlbnRfdmVyc2lvbhgKIAEoCRIjCgRwYXRoGAsgASgLMhUucGVyY2guZGFlbW9uLnYxLlBhdGgSFAoMcmVsYXlfc2VydmVyGAwgASgJEhcKCmxhdGVuY3lfbXMYDSABKAFIAIgBARIWCg5sYXN0X2hhbmRzaGFrZRgOIAEoARIQCghyeF9ieXRlcxgPIAEoARIQCgh0eF9ieXRlcxgQIAEoARIOCgZyb3V0ZXMYESADKAkSMAoIdGltZWxpbmUYEiADKAsyHi5wZXJjaC5kYWVtb24udjEuVGltZWxpbmVFbnRyeUINCgtfbGF0ZW5jeV9tcyJOCgRQYXRoEg8KBXJlbGF5GAEgASgJSAASLQoGZGlyZWN0GAIgASgLMhsucGVyY2guZGFlbW9uLnYxLkRpcmVjdFBhdGhIAEIGCgRwYXRoIlQKCkRpcmVjdFBhdGgSDgoGcmVtb3RlGAEgASgJEg0KBWxvY2FsGAIgASgJEhMKC3JlbW90ZV9raW5kGAMgASgJEhIKCmxvY2FsX2tpbmQYBCABKAkiaAoNVGltZWxpbmVFbnRyeRIKCgJhdBgBIAEoARINCgVldmVudBgCIAEoCRIOCgZkZXRhaWwYAyABKAkSGgoNc2luY2Vfd2FrZV9tcxgEIAEoAUgAiAEBQhAKDl9zaW5jZV93YWtlX21zIhsKC1BlZXJSZXF1ZXN0EgwKBHBlZXIYASABKAkiLgoOUGluUGVlclJlcXVlc3QSDAoEcGVlchgBIAEoCRIOCgZwaW5uZWQYAiABKAgiMgoOU2V0TGF6eVJlcXVlc3QSFAoHZW5hYmxlZBgBIAEoCEgAiAEBQgoKCF9lbmFibGVkIjYKD1NldExhenlSZXNwb25zZRIjCgRsYXp5GAEgASgLMhUucGVyY2guZGFlbW9uLnYxLkxhenkiIwoSU2V0TG9nTGV2ZWxSZXF1ZXN0Eg0KBWxldmVsGAEgASgJIiUKE1NldExvZ0xldmVsUmVzcG9uc2USDgoGYmVmb3JlGAEgASgJIh8KD0RpYWdub3NlUmVxdWVzdBIMCgRwZWVyGAEgASgJIs4BChBEaWFnbm9zZVJlc3BvbnNlEg8KB2hlYWx0aHkYASABKAgSKQoEaGVhZBgCIAEoCzIbLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNIZWFkEioKCGZpbmRpbmdzGAMgAygLMhgucGVyY2guZGFlbW9uLnYxLkZpbmRpbmcSJwoDdWRwGAQgASgLMhoucGVyY2guZGFlbW9uLnYxLlVkcFJlcG9ydBIpCgRwYWlyGAUgASgLMhsucGVyY2guZGFlbW9uLnYxLlBhaXJSZXBvcnQiRAoHRmluZGluZxIMCgRhcmVhGAEgASgJEg0KBWxldmVsGAIgASgJEgwKBHRleHQYAyABKAkSDgoGcmVtZWR5GAQgASgJIqgBCglVZHBSZXBvcnQSCwoDdWRwGAEgASgJEg8KB21hcHBpbmcYAiABKAkSEAoIbWFwcGluZzYYAyABKAkSLAoHc2VydmVycxgEIAMoCzIbLnBlcmNoLmRhZW1vbi52MS5TdHVuUmVwb3J0EioKBHNlZW4YBSADKAsyHC5wZXJjaC5kYWVtb24udjEuU2VlbkFkZHJlc3MSEQoJYWRkcmVzc2VzGAYgAygJIl0KClN0dW5SZXBvcnQSDgoGc2VydmVyGAEgASgJEg8KB2Fuc3dlcnMYAiABKAgSDgoGbWFwcGVkGAMgASgJEhMKBnJ0dF9tcxgEIAEoAUgAiAEBQgkKB19ydHRfbXMiPgoLU2VlbkFkZHJlc3MSEwoLZGVzdGluYXRpb24YASABKAkSDgoGbWFwcGVkGAIgASgJEgoKAmJ5GAMgASgJIvECCgpQYWlyUmVwb3J0EiMKBHBlZXIYASABKAsyFS5wZXJjaC5kYWVtb24udjEuUGVlchIPCgd2ZXJkaWN0GAIgASgJEg0KBWNhdXNlGAMgASgJEg4KBnJlbWVkeRgEIAEoCRIRCgljZXJ0YWludHkYBSABKAkSJgoEaGVyZRgGIAEoCzIYLnBlcmNoLmRhZW1vbi52MS5VZHBTaWRlEicKBXRoZXJlGAcgASgLMhgucGVyY2guZGFlbW9uLnYxLlVkcFNpZGUSFAoMcmVtb3RlX2FnZW50GAggASgJEhYKCWRlbGl2ZXJlZBgJIAEoCEgAiAEBEhkKDHJlbGF5X3J0dF9tcxgKIAEoAUgBiAEBEhMKC2luaXRpYXRpb25zGAsgASgNEi0KBnNlYXJjaBgMIAEoCzIdLnBlcmNoLmRhZW1vbi52MS5EaXJlY3RTZWFyY2hCDAoKX2RlbGl2ZXJlZEIPCg1fcmVsYXlfcnR0X21zIicKB1VkcFNpZGUSCwoDdWRwGAEgASgJEg8KB21hcHBpbmcYAiABKAkijAEKDERpcmVjdFNlYXJjaBIKCgJhdBgBIAEoARIPCgdvdXRjb21lGAIgASgJEjQKCmNhbmRpZGF0ZXMYAyADKAsyIC5wZXJjaC5kYWVtb24udjEuQ2FuZGlkYXRlUmVwb3J0EikKBXBhaXJzGAQgAygLMhoucGVyY2guZGFlbW9uLnYxLlBhaXJDaGVjayIxCg9DYW5kaWRhdGVSZXBvcnQSDAoEa2luZBgBIAEoCRIQCghlbmRwb2ludBgCIAEoCSLhAQoJUGFpckNoZWNrEi8KBWxvY2FsGAEgASgLMiAucGVyY2guZGFlbW9uLnYxLkNhbmRpZGF0ZVJlcG9ydBIwCgZyZW1vdGUYAiABKAsyIC5wZXJjaC5kYWVtb24udjEuQ2FuZGlkYXRlUmVwb3J0Eg0KBXN0YXRlGAMgASgJEhMKBnJ0dF9tcxgEIAEoAUgAiAEBEgwKBHNlbnQYBSABKA0SEAoIYW5zd2VyZWQYBiABKA0SEAoIcmVjZWl2ZWQYByABKA0SEAoIc2VsZWN0ZWQYCCABKAhCCQoHX3J0dF9tcyJoCg5DYXB0dXJlUmVxdWVzdBIMCgRwZWVyGAEgASgJEhMKC3NuYXBfbGVuZ3RoGAIgASgNEg8KB3BhY2tldHMYAyABKAESDQoFYnl0ZXMYBCABKAESEwoLZHVyYXRpb25fbXMYBSABKAEiWQoLQ2FwdHVyZVBhcnQSDgoEZmlsZRgBIAEoDEgAEjIKB3N1bW1hcnkYAiABKAsyHy5wZXJjaC5kYWVtb24udjEuQ2FwdHVyZVN1bW1hcnlIAEIGCgRwYXJ0Ij8KDkNhcHR1cmVTdW1tYXJ5Eg8KB3BhY2tldHMYASABKAESDwoHZHJvcHBlZBgCIAEoARILCgNlbmQYAyABKAkiHQoNT3BlblVpUmVxdWVzdBIMCgRwb3J0GAEgASgNIjEKDk9wZW5VaVJlc3BvbnNlEgsKA3VybBgBIAEoCRISCgpleHBpcmVzX2F0GAIgASgBIhYKFFdhdGNoQWN0aXZpdHlSZXF1ZXN0IngKDEFjdGl2aXR5UGFydBINCgVyZXNldBgBIAEoCBItCgdzYW1wbGVzGAIgAygLMhwucGVyY2guZGFlbW9uLnYxLlN0YXRlU2FtcGxlEioKBXdha2VzGAMgAygLMhsucGVyY2guZGFlbW9uLnYxLldha2VSZWNvcmQiTgoLU3RhdGVTYW1wbGUSCgoCYXQYASABKAESDAoEaWRsZRgCIAEoDRISCgpjb25uZWN0aW5nGAMgASgNEhEKCWNvbm5lY3RlZBgEIAEoDSJyCgpXYWtlUmVjb3JkEgoKAmlkGAEgASgNEgoKAmF0GAIgASgBEgwKBGZxZG4YAyABKAkSDAoEa2luZBgEIAEoCRIOCgZkZXRhaWwYBSABKAkSFAoHdG9va19tcxgGIAEoAUgAiAEBQgoKCF90b29rX21zKlAKCVBlZXJTdGF0ZRIaChZQRUVSX1NUQVRFX1VOU1BFQ0lGSUVEEAASCAoESURMRRABEg4KCkNPTk5FQ1RJTkcQAhINCglDT05ORUNURUQQAypoCgpBZ2VudFN0YXRlEhsKF0FHRU5UX1NUQVRFX1VOU1BFQ0lGSUVEEAASCAoERE9XThABEgwKCFNUQVJUSU5HEAISBgoCVVAQAxIPCgtORUVEU19MT0dJThAEEgwKCFNUT1BQSU5HEAUyrwkKBkRhZW1vbhI8CgJVcBIaLnBlcmNoLmRhZW1vbi52MS5VcFJlcXVlc3QaGC5wZXJjaC5kYWVtb24udjEuVXBFdmVudDABEj8KBUxvZ2luEhoucGVyY2guZGFlbW9uLnYxLlVwUmVxdWVzdBoYLnBlcmNoLmRhZW1vbi52MS5VcEV2ZW50MAESQwoERG93bhIcLnBlcmNoLmRhZW1vbi52MS5Eb3duUmVxdWVzdBodLnBlcmNoLmRhZW1vbi52MS5Eb3duUmVzcG9uc2USVQoKRGVyZWdpc3RlchIiLnBlcmNoLmRhZW1vbi52MS5EZXJlZ2lzdGVyUmVxdWVzdBojLnBlcmNoLmRhZW1vbi52MS5EZXJlZ2lzdGVyUmVzcG9uc2USSgoJR2V0U3RhdHVzEh4ucGVyY2guZGFlbW9uLnYxLlN0YXR1c1JlcXVlc3QaGy5wZXJjaC5kYWVtb24udjEuU3RhdHVzUGFydDABEksKC1dhdGNoU3RhdHVzEh0ucGVyY2guZGFlbW9uLnYxLldhdGNoUmVxdWVzdBobLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNQYXJ0MAESQgoLRXhwbGFpblBlZXISHC5wZXJjaC5kYWVtb24udjEuUGVlclJlcXVlc3QaFS5wZXJjaC5kYWVtb24udjEuUGVlchI/CghXYWtlUGVlchIcLnBlcmNoLmRhZW1vbi52MS5QZWVyUmVxdWVzdBoVLnBlcmNoLmRhZW1vbi52MS5QZWVyEkAKCVNsZWVwUGVlchIcLnBlcmNoLmRhZW1vbi52MS5QZWVyUmVxdWVzdBoVLnBlcmNoLmRhZW1vbi52MS5QZWVyEkEKB1BpblBlZXISHy5wZXJjaC5kYWVtb24udjEuUGluUGVlclJlcXVlc3QaFS5wZXJjaC5kYWVtb24udjEuUGVlchJPCghEaWFnbm9zZRIgLnBlcmNoLmRhZW1vbi52MS5EaWFnbm9zZVJlcXVlc3QaIS5wZXJjaC5kYWVtb24udjEuRGlhZ25vc2VSZXNwb25zZRJKCgdDYXB0dXJlEh8ucGVyY2guZGFlbW9uLnYxLkNhcHR1cmVSZXF1ZXN0GhwucGVyY2guZGFlbW9uLnYxLkNhcHR1cmVQYXJ0MAESTAoHU2V0TGF6eRIfLnBlcmNoLmRhZW1vbi52MS5TZXRMYXp5UmVxdWVzdBogLnBlcmNoLmRhZW1vbi52MS5TZXRMYXp5UmVzcG9uc2USWAoLU2V0TG9nTGV2ZWwSIy5wZXJjaC5kYWVtb24udjEuU2V0TG9nTGV2ZWxSZXF1ZXN0GiQucGVyY2guZGFlbW9uLnYxLlNldExvZ0xldmVsUmVzcG9uc2USSQoGT3BlblVpEh4ucGVyY2guZGFlbW9uLnYxLk9wZW5VaVJlcXVlc3QaHy5wZXJjaC5kYWVtb24udjEuT3BlblVpUmVzcG9uc2USVwoNV2F0Y2hBY3Rpdml0eRIlLnBlcmNoLmRhZW1vbi52MS5XYXRjaEFjdGl2aXR5UmVxdWVzdBodLnBlcmNoLmRhZW1vbi52MS5BY3Rpdml0eVBhcnQwAWIGcHJvdG8z");
+  fileDesc("CgxkYWVtb24ucHJvdG8SD3BlcmNoLmRhZW1vbi52MSIuCgtFcnJvckRldGFpbBIMCgRjb2RlGAEgASgJEhEKCXJldHJ5YWJsZRgCIAEoCCKTBAoNU2V0dGluZ1ZhbHVlcxIbCg5tYW5hZ2VtZW50X3VybBgBIAEoCUgAiAEBEhUKCGhvc3RuYW1lGAIgASgJSAGIAQESGwoOaW50ZXJmYWNlX25hbWUYAyABKAlIAogBARIbCg53aXJlZ3VhcmRfcG9ydBgEIAEoDUgDiAEBEhAKA210dRgFIAEoDUgEiAEBEhMKBmRldmljZRgGIAEoCUgFiAEBEhoKDXByZXNoYXJlZF9rZXkYByABKAlIBogBARIRCgRsYXp5GAggASgISAeIAQESJAoXaW5hY3Rpdml0eV90aHJlc2hvbGRfbXMYCSABKAFICIgBARIYCgtmb3JjZV9yZWxheRgKIAEoCEgJiAEBEhAKA2RucxgLIAEoCEgKiAEBEhUKCGRuc193YWtlGAwgASgISAuIAQESFAoHbWV0cmljcxgNIAEoCUgMiAEBQhEKD19tYW5hZ2VtZW50X3VybEILCglfaG9zdG5hbWVCEQoPX2ludGVyZmFjZV9uYW1lQhEKD193aXJlZ3VhcmRfcG9ydEIGCgRfbXR1QgkKB19kZXZpY2VCEAoOX3ByZXNoYXJlZF9rZXlCBwoFX2xhenlCGgoYX2luYWN0aXZpdHlfdGhyZXNob2xkX21zQg4KDF9mb3JjZV9yZWxheUIGCgRfZG5zQgsKCV9kbnNfd2FrZUIKCghfbWV0cmljcyKCAQoJVXBSZXF1ZXN0Ei0KBWZsYWdzGAEgASgLMh4ucGVyY2guZGFlbW9uLnYxLlNldHRpbmdWYWx1ZXMSMwoLZW52aXJvbm1lbnQYAiABKAsyHi5wZXJjaC5kYWVtb24udjEuU2V0dGluZ1ZhbHVlcxIRCglzZXR1cF9rZXkYAyABKAkiUwoHVXBFdmVudBISCghwcm9ncmVzcxgBIAEoCUgAEisKBnJlc3VsdBgCIAEoCzIZLnBlcmNoLmRhZW1vbi52MS5VcFJlc3VsdEgAQgcKBWV2ZW50IkYKCFVwUmVzdWx0Eg8KB2FscmVhZHkYASABKAgSKQoEaGVhZBgCIAEoCzIbLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNIZWFkIg0KC0Rvd25SZXF1ZXN0Ih8KDERvd25SZXNwb25zZRIPCgdhbHJlYWR5GAEgASgIIhMKEURlcmVnaXN0ZXJSZXF1ZXN0IhQKEkRlcmVnaXN0ZXJSZXNwb25zZSKIAQoNU3RhdHVzUmVxdWVzdBIqCgZzdGF0ZXMYASADKA4yGi5wZXJjaC5kYWVtb24udjEuUGVlclN0YXRlEg0KBW5hbWVzGAIgAygJEhEKCWFkZHJlc3NlcxgDIAMoCRISCgp3aXRoX3BlZXJzGAQgASgIEhUKDXdpdGhfdGltZWxpbmUYBSABKAgiXwoMV2F0Y2hSZXF1ZXN0Ei4KBmZpbHRlchgBIAEoCzIeLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNSZXF1ZXN0Eg0KBWVwb2NoGAIgASgJEhAKCHJldmlzaW9uGAMgASgEIqwBCgpTdGF0dXNQYXJ0Eg0KBWVwb2NoGAEgASgJEhAKCHJldmlzaW9uGAIgASgEEg0KBXJlc2V0GAMgASgIEikKBGhlYWQYBCABKAsyGy5wZXJjaC5kYWVtb24udjEuU3RhdHVzSGVhZBIkCgVwZWVycxgFIAMoCzIVLnBlcmNoLmRhZW1vbi52MS5QZWVyEg8KB3JlbW92ZWQYBiADKAwSDAoEbW9yZRgHIAEoCCKTBwoKU3RhdHVzSGVhZBIWCg5kYWVtb25fdmVyc2lvbhgBIAEoCRILCgNwaWQYAiABKA0SEgoKc3RhcnRlZF9hdBgDIAEoARIqCgVzdGF0ZRgEIAEoDjIbLnBlcmNoLmRhZW1vbi52MS5BZ2VudFN0YXRlEg4KBnJlYXNvbhgFIAEoCRIVCg1hZ2VudF92ZXJzaW9uGAYgASgJEhIKCnB1YmxpY19rZXkYByABKAwSDAoEZnFkbhgIIAEoCRIQCghob3N0bmFtZRgJIAEoCRIPCgdhZGRyZXNzGAogASgJEhAKCGFkZHJlc3M2GAsgASgJEhYKDmludGVyZmFjZV9uYW1lGAwgASgJEhYKDndpcmVndWFyZF9wb3J0GA0gASgNEgsKA210dRgOIAEoDRIOCgZkZXZpY2UYDyABKAkSFwoPZGV2aWNlX2ZlYXR1cmVzGBAgAygJEiMKBGxhenkYESABKAsyFS5wZXJjaC5kYWVtb24udjEuTGF6eRIsCgptYW5hZ2VtZW50GBIgASgLMhgucGVyY2guZGFlbW9uLnYxLlNlcnZpY2USKAoGc2lnbmFsGBMgASgLMhgucGVyY2guZGFlbW9uLnYxLlNlcnZpY2USJgoGcmVsYXlzGBQgAygLMhYucGVyY2guZGFlbW9uLnYxLlJlbGF5EiUKBXN0dW5zGBUgAygLMhYucGVyY2guZGFlbW9uLnYxLlJlbGF5Eg4KBnNlcmlhbBgWIAEoBBIqCgVwZWVycxgXIAEoCzIbLnBlcmNoLmRhZW1vbi52MS5QZWVyQ291bnRzEjsKCGNvdW50ZXJzGBggAygLMikucGVyY2guZGFlbW9uLnYxLlN0YXR1c0hlYWQuQ291bnRlcnNFbnRyeRIqCghzZXR0aW5ncxgZIAMoCzIYLnBlcmNoLmRhZW1vbi52MS5TZXR0aW5nEhAKCHRha2VuX2F0GBogASgBEhEKCWxvZ19sZXZlbBgbIAEoCRIrCghmaXJld2FsbBgcIAEoCzIZLnBlcmNoLmRhZW1vbi52MS5GaXJld2FsbBIlCgV3YWtlcxgdIAEoCzIWLnBlcmNoLmRhZW1vbi52MS5XYWtlcxIhCgNkbnMYHiABKAsyFC5wZXJjaC5kYWVtb24udjEuRG5zGi8KDUNvdW50ZXJzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgBOgI4ASKSAQoDRG5zEg8KB2VuYWJsZWQYASABKAgSDgoGZG9tYWluGAIgASgJEg4KBnNlcnZlchgDIAEoCRIMCgRob3N0GAQgASgJEg8KB3Byb2JsZW0YBSABKAkSDQoFd2FrZXMYBiABKAgSLAoGZ3JvdXBzGAcgAygLMhwucGVyY2guZGFlbW9uLnYxLk5hbWVTZXJ2ZXJzIi8KC05hbWVTZXJ2ZXJzEg8KB3NlcnZlcnMYASADKAkSDwoHZG9tYWlucxgCIAMoCSJJCgVXYWtlcxITCgtuZWdvdGlhdGluZxgBIAEoDRIPCgd3YWl0aW5nGAIgASgNEgwKBGhlbGQYAyABKA0SDAoEa2VwdBgEIAEoDSIrCghGaXJld2FsbBIQCghlbmZvcmNlZBgBIAEoCBINCgVydWxlcxgCIAEoDSJQCgpQZWVyQ291bnRzEg0KBXRvdGFsGAEgASgNEgwKBGlkbGUYAiABKA0SEgoKY29ubmVjdGluZxgDIAEoDRIRCgljb25uZWN0ZWQYBCABKA0iPQoETGF6eRIPCgdlbmFibGVkGAEgASgIEg4KBnNvdXJjZRgCIAEoCRIUCgx0aHJlc2hvbGRfbXMYAyABKAEiRwoHU2VydmljZRILCgN1cmwYASABKAkSEQoJY29ubmVjdGVkGAIgASgIEg0KBWVycm9yGAMgASgJEg0KBXNpbmNlGAQgASgBIjYKBVJlbGF5EgsKA3VyaRgBIAEoCRIRCglhdmFpbGFibGUYAiABKAgSDQoFZXJyb3IYAyABKAkiNgoHU2V0dGluZxIMCgRuYW1lGAEgASgJEg0KBXZhbHVlGAIgASgJEg4KBnNvdXJjZRgDIAEoCSKpAwoEUGVlchILCgNrZXkYASABKAwSDAoEZnFkbhgCIAEoCRIRCglhZGRyZXNzZXMYAyADKAkSKQoFc3RhdGUYBCABKA4yGi5wZXJjaC5kYWVtb24udjEuUGVlclN0YXRlEg4KBnJlYXNvbhgFIAEoCRINCgVzaW5jZRgGIAEoARIMCgRsYXp5GAcgASgIEhMKC2xhenlfcmVhc29uGAggASgJEg4KBnBpbm5lZBgJIAEoCBIVCg1hZ2VudF92ZXJzaW9uGAogASgJEiMKBHBhdGgYCyABKAsyFS5wZXJjaC5kYWVtb24udjEuUGF0aBIUCgxyZWxheV9zZXJ2ZXIYDCABKAkSFwoKbGF0ZW5jeV9tcxgNIAEoAUgAiAEBEhYKDmxhc3RfaGFuZHNoYWtlGA4gASgBEhAKCHJ4X2J5dGVzGA8gASgBEhAKCHR4X2J5dGVzGBAgASgBEg4KBnJvdXRlcxgRIAMoCRIwCgh0aW1lbGluZRgSIAMoCzIeLnBlcmNoLmRhZW1vbi52MS5UaW1lbGluZUVudHJ5Qg0KC19sYXRlbmN5X21zIk4KBFBhdGgSDwoFcmVsYXkYASABKAlIABItCgZkaXJlY3QYAiABKAsyGy5wZXJjaC5kYWVtb24udjEuRGlyZWN0UGF0aEgAQgYKBHBhdGgiVAoKRGlyZWN0UGF0aBIOCgZyZW1vdGUYASABKAkSDQoFbG9jYWwYAiABKAkSEwoLcmVtb3RlX2tpbmQYAyABKAkSEgoKbG9jYWxfa2luZBgEIAEoCSJoCg1UaW1lbGluZUVudHJ5EgoKAmF0GAEgASgBEg0KBWV2ZW50GAIgASgJEg4KBmRldGFpbBgDIAEoCRIaCg1zaW5jZV93YWtlX21zGAQgASgBSACIAQFCEAoOX3NpbmNlX3dha2VfbXMiGwoLUGVlclJlcXVlc3QSDAoEcGVlchgBIAEoCSIuCg5QaW5QZWVyUmVxdWVzdBIMCgRwZWVyGAEgASgJEg4KBnBpbm5lZBgCIAEoCCIyCg5TZXRMYXp5UmVxdWVzdBIUCgdlbmFibGVkGAEgASgISACIAQFCCgoIX2VuYWJsZWQiNgoPU2V0TGF6eVJlc3BvbnNlEiMKBGxhenkYASABKAsyFS5wZXJjaC5kYWVtb24udjEuTGF6eSIjChJTZXRMb2dMZXZlbFJlcXVlc3QSDQoFbGV2ZWwYASABKAkiJQoTU2V0TG9nTGV2ZWxSZXNwb25zZRIOCgZiZWZvcmUYASABKAkiHwoPRGlhZ25vc2VSZXF1ZXN0EgwKBHBlZXIYASABKAkizgEKEERpYWdub3NlUmVzcG9uc2USDwoHaGVhbHRoeRgBIAEoCBIpCgRoZWFkGAIgASgLMhsucGVyY2guZGFlbW9uLnYxLlN0YXR1c0hlYWQSKgoIZmluZGluZ3MYAyADKAsyGC5wZXJjaC5kYWVtb24udjEuRmluZGluZxInCgN1ZHAYBCABKAsyGi5wZXJjaC5kYWVtb24udjEuVWRwUmVwb3J0EikKBHBhaXIYBSABKAsyGy5wZXJjaC5kYWVtb24udjEuUGFpclJlcG9ydCJECgdGaW5kaW5nEgwKBGFyZWEYASABKAkSDQoFbGV2ZWwYAiABKAkSDAoEdGV4dBgDIAEoCRIOCgZyZW1lZHkYBCABKAkiqAEKCVVkcFJlcG9ydBILCgN1ZHAYASABKAkSDwoHbWFwcGluZxgCIAEoCRIQCghtYXBwaW5nNhgDIAEoCRIsCgdzZXJ2ZXJzGAQgAygLMhsucGVyY2guZGFlbW9uLnYxLlN0dW5SZXBvcnQSKgoEc2VlbhgFIAMoCzIcLnBlcmNoLmRhZW1vbi52MS5TZWVuQWRkcmVzcxIRCglhZGRyZXNzZXMYBiADKAkiXQoKU3R1blJlcG9ydBIOCgZzZXJ2ZXIYASABKAkSDwoHYW5zd2VycxgCIAEoCBIOCgZtYXBwZWQYAyABKAkSEwoGcnR0X21zGAQgASgBSACIAQFCCQoHX3J0dF9tcyI+CgtTZWVuQWRkcmVzcxITCgtkZXN0aW5hdGlvbhgBIAEoCRIOCgZtYXBwZWQYAiABKAkSCgoCYnkYAyABKAki8QIKClBhaXJSZXBvcnQSIwoEcGVlchgBIAEoCzIVLnBlcmNoLmRhZW1vbi52MS5QZWVyEg8KB3ZlcmRpY3QYAiABKAkSDQoFY2F1c2UYAyABKAkSDgoGcmVtZWR5GAQgASgJEhEKCWNlcnRhaW50eRgFIAEoCRImCgRoZXJlGAYgASgLMhgucGVyY2guZGFlbW9uLnYxLlVkcFNpZGUSJwoFdGhlcmUYByABKAsyGC5wZXJjaC5kYWVtb24udjEuVWRwU2lkZRIUCgxyZW1vdGVfYWdlbnQYCCABKAkSFgoJZGVsaXZlcmVkGAkgASgISACIAQESGQoMcmVsYXlfcnR0X21zGAogASgBSAGIAQESEwoLaW5pdGlhdGlvbnMYCyABKA0SLQoGc2VhcmNoGAwgASgLMh0ucGVyY2guZGFlbW9uLnYxLkRpcmVjdFNlYXJjaEIMCgpfZGVsaXZlcmVkQg8KDV9yZWxheV9ydHRfbXMiJwoHVWRwU2lkZRILCgN1ZHAYASABKAkSDwoHbWFwcGluZxgCIAEoCSKMAQoMRGlyZWN0U2VhcmNoEgoKAmF0GAEgASgBEg8KB291dGNvbWUYAiABKAkSNAoKY2FuZGlkYXRlcxgDIAMoCzIgLnBlcmNoLmRhZW1vbi52MS5DYW5kaWRhdGVSZXBvcnQSKQoFcGFpcnMYBCADKAsyGi5wZXJjaC5kYWVtb24udjEuUGFpckNoZWNrIjEKD0NhbmRpZGF0ZVJlcG9ydBIMCgRraW5kGAEgASgJEhAKCGVuZHBvaW50GAIgASgJIuEBCglQYWlyQ2hlY2sSLwoFbG9jYWwYASABKAsyIC5wZXJjaC5kYWVtb24udjEuQ2FuZGlkYXRlUmVwb3J0EjAKBnJlbW90ZRgCIAEoCzIgLnBlcmNoLmRhZW1vbi52MS5DYW5kaWRhdGVSZXBvcnQSDQoFc3RhdGUYAyABKAkSEwoGcnR0X21zGAQgASgBSACIAQESDAoEc2VudBgFIAEoDRIQCghhbnN3ZXJlZBgGIAEoDRIQCghyZWNlaXZlZBgHIAEoDRIQCghzZWxlY3RlZBgIIAEoCEIJCgdfcnR0X21zImgKDkNhcHR1cmVSZXF1ZXN0EgwKBHBlZXIYASABKAkSEwoLc25hcF9sZW5ndGgYAiABKA0SDwoHcGFja2V0cxgDIAEoARINCgVieXRlcxgEIAEoARITCgtkdXJhdGlvbl9tcxgFIAEoASJZCgtDYXB0dXJlUGFydBIOCgRmaWxlGAEgASgMSAASMgoHc3VtbWFyeRgCIAEoCzIfLnBlcmNoLmRhZW1vbi52MS5DYXB0dXJlU3VtbWFyeUgAQgYKBHBhcnQiPwoOQ2FwdHVyZVN1bW1hcnkSDwoHcGFja2V0cxgBIAEoARIPCgdkcm9wcGVkGAIgASgBEgsKA2VuZBgDIAEoCSIdCg1PcGVuVWlSZXF1ZXN0EgwKBHBvcnQYASABKA0iMQoOT3BlblVpUmVzcG9uc2USCwoDdXJsGAEgASgJEhIKCmV4cGlyZXNfYXQYAiABKAEiFgoUV2F0Y2hBY3Rpdml0eVJlcXVlc3QieAoMQWN0aXZpdHlQYXJ0Eg0KBXJlc2V0GAEgASgIEi0KB3NhbXBsZXMYAiADKAsyHC5wZXJjaC5kYWVtb24udjEuU3RhdGVTYW1wbGUSKgoFd2FrZXMYAyADKAsyGy5wZXJjaC5kYWVtb24udjEuV2FrZVJlY29yZCJOCgtTdGF0ZVNhbXBsZRIKCgJhdBgBIAEoARIMCgRpZGxlGAIgASgNEhIKCmNvbm5lY3RpbmcYAyABKA0SEQoJY29ubmVjdGVkGAQgASgNInIKCldha2VSZWNvcmQSCgoCaWQYASABKA0SCgoCYXQYAiABKAESDAoEZnFkbhgDIAEoCRIMCgRraW5kGAQgASgJEg4KBmRldGFpbBgFIAEoCRIUCgd0b29rX21zGAYgASgBSACIAQFCCgoIX3Rvb2tfbXMqUAoJUGVlclN0YXRlEhoKFlBFRVJfU1RBVEVfVU5TUEVDSUZJRUQQABIICgRJRExFEAESDgoKQ09OTkVDVElORxACEg0KCUNPTk5FQ1RFRBADKmgKCkFnZW50U3RhdGUSGwoXQUdFTlRfU1RBVEVfVU5TUEVDSUZJRUQQABIICgRET1dOEAESDAoIU1RBUlRJTkcQAhIGCgJVUBADEg8KC05FRURTX0xPR0lOEAQSDAoIU1RPUFBJTkcQBTKvCQoGRGFlbW9uEjwKAlVwEhoucGVyY2guZGFlbW9uLnYxLlVwUmVxdWVzdBoYLnBlcmNoLmRhZW1vbi52MS5VcEV2ZW50MAESPwoFTG9naW4SGi5wZXJjaC5kYWVtb24udjEuVXBSZXF1ZXN0GhgucGVyY2guZGFlbW9uLnYxLlVwRXZlbnQwARJDCgREb3duEhwucGVyY2guZGFlbW9uLnYxLkRvd25SZXF1ZXN0Gh0ucGVyY2guZGFlbW9uLnYxLkRvd25SZXNwb25zZRJVCgpEZXJlZ2lzdGVyEiIucGVyY2guZGFlbW9uLnYxLkRlcmVnaXN0ZXJSZXF1ZXN0GiMucGVyY2guZGFlbW9uLnYxLkRlcmVnaXN0ZXJSZXNwb25zZRJKCglHZXRTdGF0dXMSHi5wZXJjaC5kYWVtb24udjEuU3RhdHVzUmVxdWVzdBobLnBlcmNoLmRhZW1vbi52MS5TdGF0dXNQYXJ0MAESSwoLV2F0Y2hTdGF0dXMSHS5wZXJjaC5kYWVtb24udjEuV2F0Y2hSZXF1ZXN0GhsucGVyY2guZGFlbW9uLnYxLlN0YXR1c1BhcnQwARJCCgtFeHBsYWluUGVlchIcLnBlcmNoLmRhZW1vbi52MS5QZWVyUmVxdWVzdBoVLnBlcmNoLmRhZW1vbi52MS5QZWVyEj8KCFdha2VQZWVyEhwucGVyY2guZGFlbW9uLnYxLlBlZXJSZXF1ZXN0GhUucGVyY2guZGFlbW9uLnYxLlBlZXISQAoJU2xlZXBQZWVyEhwucGVyY2guZGFlbW9uLnYxLlBlZXJSZXF1ZXN0GhUucGVyY2guZGFlbW9uLnYxLlBlZXISQQoHUGluUGVlchIfLnBlcmNoLmRhZW1vbi52MS5QaW5QZWVyUmVxdWVzdBoVLnBlcmNoLmRhZW1vbi52MS5QZWVyEk8KCERpYWdub3NlEiAucGVyY2guZGFlbW9uLnYxLkRpYWdub3NlUmVxdWVzdBohLnBlcmNoLmRhZW1vbi52MS5EaWFnbm9zZVJlc3BvbnNlEkoKB0NhcHR1cmUSHy5wZXJjaC5kYWVtb24udjEuQ2FwdHVyZVJlcXVlc3QaHC5wZXJjaC5kYWVtb24udjEuQ2FwdHVyZVBhcnQwARJMCgdTZXRMYXp5Eh8ucGVyY2guZGFlbW9uLnYxLlNldExhenlSZXF1ZXN0GiAucGVyY2guZGFlbW9uLnYxLlNldExhenlSZXNwb25zZRJYCgtTZXRMb2dMZXZlbBIjLnBlcmNoLmRhZW1vbi52MS5TZXRMb2dMZXZlbFJlcXVlc3QaJC5wZXJjaC5kYWVtb24udjEuU2V0TG9nTGV2ZWxSZXNwb25zZRJJCgZPcGVuVWkSHi5wZXJjaC5kYWVtb24udjEuT3BlblVpUmVxdWVzdBofLnBlcmNoLmRhZW1vbi52MS5PcGVuVWlSZXNwb25zZRJXCg1XYXRjaEFjdGl2aXR5EiUucGVyY2guZGFlbW9uLnYxLldhdGNoQWN0aXZpdHlSZXF1ZXN0Gh0ucGVyY2guZGFlbW9uLnYxLkFjdGl2aXR5UGFydDABYgZwcm90bzM");
 
 /**
  * Detail of every failed call: a code of docs/errors.md, and whether the same call may succeed later by itself.
@@ -100,6 +100,27 @@ export type SettingValues = Message<"perch.daemon.v1.SettingValues"> & {
    * @generated from field: optional bool force_relay = 10;
    */
   forceRelay?: boolean | undefined;
+
+  /**
+   * Names of the network on this machine.
+   *
+   * @generated from field: optional bool dns = 11;
+   */
+  dns?: boolean | undefined;
+
+  /**
+   * A question for a sleeping peer's name wakes it.
+   *
+   * @generated from field: optional bool dns_wake = 12;
+   */
+  dnsWake?: boolean | undefined;
+
+  /**
+   * ADDRESS:PORT on loopback for Prometheus; empty removes the stored one.
+   *
+   * @generated from field: optional string metrics = 13;
+   */
+  metrics?: string | undefined;
 };
 
 /**
@@ -528,6 +549,13 @@ export type StatusHead = Message<"perch.daemon.v1.StatusHead"> & {
    * @generated from field: perch.daemon.v1.Wakes wakes = 29;
    */
   wakes?: Wakes | undefined;
+
+  /**
+   * Absent while the tunnel is down.
+   *
+   * @generated from field: perch.daemon.v1.Dns dns = 30;
+   */
+  dns?: Dns | undefined;
 };
 
 /**
@@ -536,6 +564,89 @@ export type StatusHead = Message<"perch.daemon.v1.StatusHead"> & {
  */
 export const StatusHeadSchema: GenMessage<StatusHead> = /*@__PURE__*/
   messageDesc(file_daemon, 12);
+
+/**
+ * Names of the network on this machine.
+ *
+ * @generated from message perch.daemon.v1.Dns
+ */
+export type Dns = Message<"perch.daemon.v1.Dns"> & {
+  /**
+   * @generated from field: bool enabled = 1;
+   */
+  enabled: boolean;
+
+  /**
+   * Of the peers' names.
+   *
+   * @generated from field: string domain = 2;
+   */
+  domain: string;
+
+  /**
+   * ADDRESS:PORT where questions are answered; empty while they are not.
+   *
+   * @generated from field: string server = 3;
+   */
+  server: string;
+
+  /**
+   * Whose programs ask there: systemd-resolved or resolv.conf; empty: only who asks on purpose.
+   *
+   * @generated from field: string host = 4;
+   */
+  host: string;
+
+  /**
+   * Why names do not work, or not everywhere.
+   *
+   * @generated from field: string problem = 5;
+   */
+  problem: string;
+
+  /**
+   * @generated from field: bool wakes = 6;
+   */
+  wakes: boolean;
+
+  /**
+   * @generated from field: repeated perch.daemon.v1.NameServers groups = 7;
+   */
+  groups: NameServers[];
+};
+
+/**
+ * Describes the message perch.daemon.v1.Dns.
+ * Use `create(DnsSchema)` to create a new message.
+ */
+export const DnsSchema: GenMessage<Dns> = /*@__PURE__*/
+  messageDesc(file_daemon, 13);
+
+/**
+ * Servers that the network names for some domains; without domains, for everything that is nobody else's.
+ *
+ * @generated from message perch.daemon.v1.NameServers
+ */
+export type NameServers = Message<"perch.daemon.v1.NameServers"> & {
+  /**
+   * ADDRESS:PORT
+   *
+   * @generated from field: repeated string servers = 1;
+   */
+  servers: string[];
+
+  /**
+   * @generated from field: repeated string domains = 2;
+   */
+  domains: string[];
+};
+
+/**
+ * Describes the message perch.daemon.v1.NameServers.
+ * Use `create(NameServersSchema)` to create a new message.
+ */
+export const NameServersSchema: GenMessage<NameServers> = /*@__PURE__*/
+  messageDesc(file_daemon, 14);
 
 /**
  * Wakes under way. What became of earlier ones is told by the counters that begin with `wakes`.
@@ -575,7 +686,7 @@ export type Wakes = Message<"perch.daemon.v1.Wakes"> & {
  * Use `create(WakesSchema)` to create a new message.
  */
 export const WakesSchema: GenMessage<Wakes> = /*@__PURE__*/
-  messageDesc(file_daemon, 13);
+  messageDesc(file_daemon, 15);
 
 /**
  * The network's access rules as they are enforced on this machine.
@@ -603,7 +714,7 @@ export type Firewall = Message<"perch.daemon.v1.Firewall"> & {
  * Use `create(FirewallSchema)` to create a new message.
  */
 export const FirewallSchema: GenMessage<Firewall> = /*@__PURE__*/
-  messageDesc(file_daemon, 14);
+  messageDesc(file_daemon, 16);
 
 /**
  * @generated from message perch.daemon.v1.PeerCounts
@@ -635,7 +746,7 @@ export type PeerCounts = Message<"perch.daemon.v1.PeerCounts"> & {
  * Use `create(PeerCountsSchema)` to create a new message.
  */
 export const PeerCountsSchema: GenMessage<PeerCounts> = /*@__PURE__*/
-  messageDesc(file_daemon, 15);
+  messageDesc(file_daemon, 17);
 
 /**
  * @generated from message perch.daemon.v1.Lazy
@@ -664,7 +775,7 @@ export type Lazy = Message<"perch.daemon.v1.Lazy"> & {
  * Use `create(LazySchema)` to create a new message.
  */
 export const LazySchema: GenMessage<Lazy> = /*@__PURE__*/
-  messageDesc(file_daemon, 16);
+  messageDesc(file_daemon, 18);
 
 /**
  * @generated from message perch.daemon.v1.Service
@@ -696,7 +807,7 @@ export type Service = Message<"perch.daemon.v1.Service"> & {
  * Use `create(ServiceSchema)` to create a new message.
  */
 export const ServiceSchema: GenMessage<Service> = /*@__PURE__*/
-  messageDesc(file_daemon, 17);
+  messageDesc(file_daemon, 19);
 
 /**
  * @generated from message perch.daemon.v1.Relay
@@ -723,7 +834,7 @@ export type Relay = Message<"perch.daemon.v1.Relay"> & {
  * Use `create(RelaySchema)` to create a new message.
  */
 export const RelaySchema: GenMessage<Relay> = /*@__PURE__*/
-  messageDesc(file_daemon, 18);
+  messageDesc(file_daemon, 20);
 
 /**
  * One setting as it is in force, and who decided it; a secret is shown as `set`.
@@ -754,7 +865,7 @@ export type Setting = Message<"perch.daemon.v1.Setting"> & {
  * Use `create(SettingSchema)` to create a new message.
  */
 export const SettingSchema: GenMessage<Setting> = /*@__PURE__*/
-  messageDesc(file_daemon, 19);
+  messageDesc(file_daemon, 21);
 
 /**
  * @generated from message perch.daemon.v1.Peer
@@ -862,7 +973,7 @@ export type Peer = Message<"perch.daemon.v1.Peer"> & {
  * Use `create(PeerSchema)` to create a new message.
  */
 export const PeerSchema: GenMessage<Peer> = /*@__PURE__*/
-  messageDesc(file_daemon, 20);
+  messageDesc(file_daemon, 22);
 
 /**
  * Absent: no path.
@@ -893,7 +1004,7 @@ export type Path = Message<"perch.daemon.v1.Path"> & {
  * Use `create(PathSchema)` to create a new message.
  */
 export const PathSchema: GenMessage<Path> = /*@__PURE__*/
-  messageDesc(file_daemon, 21);
+  messageDesc(file_daemon, 23);
 
 /**
  * @generated from message perch.daemon.v1.DirectPath
@@ -927,7 +1038,7 @@ export type DirectPath = Message<"perch.daemon.v1.DirectPath"> & {
  * Use `create(DirectPathSchema)` to create a new message.
  */
 export const DirectPathSchema: GenMessage<DirectPath> = /*@__PURE__*/
-  messageDesc(file_daemon, 22);
+  messageDesc(file_daemon, 24);
 
 /**
  * @generated from message perch.daemon.v1.TimelineEntry
@@ -961,7 +1072,7 @@ export type TimelineEntry = Message<"perch.daemon.v1.TimelineEntry"> & {
  * Use `create(TimelineEntrySchema)` to create a new message.
  */
 export const TimelineEntrySchema: GenMessage<TimelineEntry> = /*@__PURE__*/
-  messageDesc(file_daemon, 23);
+  messageDesc(file_daemon, 25);
 
 /**
  * @generated from message perch.daemon.v1.PeerRequest
@@ -980,7 +1091,7 @@ export type PeerRequest = Message<"perch.daemon.v1.PeerRequest"> & {
  * Use `create(PeerRequestSchema)` to create a new message.
  */
 export const PeerRequestSchema: GenMessage<PeerRequest> = /*@__PURE__*/
-  messageDesc(file_daemon, 24);
+  messageDesc(file_daemon, 26);
 
 /**
  * @generated from message perch.daemon.v1.PinPeerRequest
@@ -1002,7 +1113,7 @@ export type PinPeerRequest = Message<"perch.daemon.v1.PinPeerRequest"> & {
  * Use `create(PinPeerRequestSchema)` to create a new message.
  */
 export const PinPeerRequestSchema: GenMessage<PinPeerRequest> = /*@__PURE__*/
-  messageDesc(file_daemon, 25);
+  messageDesc(file_daemon, 27);
 
 /**
  * @generated from message perch.daemon.v1.SetLazyRequest
@@ -1021,7 +1132,7 @@ export type SetLazyRequest = Message<"perch.daemon.v1.SetLazyRequest"> & {
  * Use `create(SetLazyRequestSchema)` to create a new message.
  */
 export const SetLazyRequestSchema: GenMessage<SetLazyRequest> = /*@__PURE__*/
-  messageDesc(file_daemon, 26);
+  messageDesc(file_daemon, 28);
 
 /**
  * @generated from message perch.daemon.v1.SetLazyResponse
@@ -1040,7 +1151,7 @@ export type SetLazyResponse = Message<"perch.daemon.v1.SetLazyResponse"> & {
  * Use `create(SetLazyResponseSchema)` to create a new message.
  */
 export const SetLazyResponseSchema: GenMessage<SetLazyResponse> = /*@__PURE__*/
-  messageDesc(file_daemon, 27);
+  messageDesc(file_daemon, 29);
 
 /**
  * @generated from message perch.daemon.v1.SetLogLevelRequest
@@ -1059,7 +1170,7 @@ export type SetLogLevelRequest = Message<"perch.daemon.v1.SetLogLevelRequest"> &
  * Use `create(SetLogLevelRequestSchema)` to create a new message.
  */
 export const SetLogLevelRequestSchema: GenMessage<SetLogLevelRequest> = /*@__PURE__*/
-  messageDesc(file_daemon, 28);
+  messageDesc(file_daemon, 30);
 
 /**
  * @generated from message perch.daemon.v1.SetLogLevelResponse
@@ -1076,7 +1187,7 @@ export type SetLogLevelResponse = Message<"perch.daemon.v1.SetLogLevelResponse">
  * Use `create(SetLogLevelResponseSchema)` to create a new message.
  */
 export const SetLogLevelResponseSchema: GenMessage<SetLogLevelResponse> = /*@__PURE__*/
-  messageDesc(file_daemon, 29);
+  messageDesc(file_daemon, 31);
 
 /**
  * @generated from message perch.daemon.v1.DiagnoseRequest
@@ -1095,7 +1206,7 @@ export type DiagnoseRequest = Message<"perch.daemon.v1.DiagnoseRequest"> & {
  * Use `create(DiagnoseRequestSchema)` to create a new message.
  */
 export const DiagnoseRequestSchema: GenMessage<DiagnoseRequest> = /*@__PURE__*/
-  messageDesc(file_daemon, 30);
+  messageDesc(file_daemon, 32);
 
 /**
  * @generated from message perch.daemon.v1.DiagnoseResponse
@@ -1140,7 +1251,7 @@ export type DiagnoseResponse = Message<"perch.daemon.v1.DiagnoseResponse"> & {
  * Use `create(DiagnoseResponseSchema)` to create a new message.
  */
 export const DiagnoseResponseSchema: GenMessage<DiagnoseResponse> = /*@__PURE__*/
-  messageDesc(file_daemon, 31);
+  messageDesc(file_daemon, 33);
 
 /**
  * @generated from message perch.daemon.v1.Finding
@@ -1179,7 +1290,7 @@ export type Finding = Message<"perch.daemon.v1.Finding"> & {
  * Use `create(FindingSchema)` to create a new message.
  */
 export const FindingSchema: GenMessage<Finding> = /*@__PURE__*/
-  messageDesc(file_daemon, 32);
+  messageDesc(file_daemon, 34);
 
 /**
  * @generated from message perch.daemon.v1.UdpReport
@@ -1227,7 +1338,7 @@ export type UdpReport = Message<"perch.daemon.v1.UdpReport"> & {
  * Use `create(UdpReportSchema)` to create a new message.
  */
 export const UdpReportSchema: GenMessage<UdpReport> = /*@__PURE__*/
-  messageDesc(file_daemon, 33);
+  messageDesc(file_daemon, 35);
 
 /**
  * @generated from message perch.daemon.v1.StunReport
@@ -1261,7 +1372,7 @@ export type StunReport = Message<"perch.daemon.v1.StunReport"> & {
  * Use `create(StunReportSchema)` to create a new message.
  */
 export const StunReportSchema: GenMessage<StunReport> = /*@__PURE__*/
-  messageDesc(file_daemon, 34);
+  messageDesc(file_daemon, 36);
 
 /**
  * What one destination saw as our address.
@@ -1292,7 +1403,7 @@ export type SeenAddress = Message<"perch.daemon.v1.SeenAddress"> & {
  * Use `create(SeenAddressSchema)` to create a new message.
  */
 export const SeenAddressSchema: GenMessage<SeenAddress> = /*@__PURE__*/
-  messageDesc(file_daemon, 35);
+  messageDesc(file_daemon, 37);
 
 /**
  * @generated from message perch.daemon.v1.PairReport
@@ -1376,7 +1487,7 @@ export type PairReport = Message<"perch.daemon.v1.PairReport"> & {
  * Use `create(PairReportSchema)` to create a new message.
  */
 export const PairReportSchema: GenMessage<PairReport> = /*@__PURE__*/
-  messageDesc(file_daemon, 36);
+  messageDesc(file_daemon, 38);
 
 /**
  * @generated from message perch.daemon.v1.UdpSide
@@ -1398,7 +1509,7 @@ export type UdpSide = Message<"perch.daemon.v1.UdpSide"> & {
  * Use `create(UdpSideSchema)` to create a new message.
  */
 export const UdpSideSchema: GenMessage<UdpSide> = /*@__PURE__*/
-  messageDesc(file_daemon, 37);
+  messageDesc(file_daemon, 39);
 
 /**
  * @generated from message perch.daemon.v1.DirectSearch
@@ -1434,7 +1545,7 @@ export type DirectSearch = Message<"perch.daemon.v1.DirectSearch"> & {
  * Use `create(DirectSearchSchema)` to create a new message.
  */
 export const DirectSearchSchema: GenMessage<DirectSearch> = /*@__PURE__*/
-  messageDesc(file_daemon, 38);
+  messageDesc(file_daemon, 40);
 
 /**
  * @generated from message perch.daemon.v1.CandidateReport
@@ -1458,7 +1569,7 @@ export type CandidateReport = Message<"perch.daemon.v1.CandidateReport"> & {
  * Use `create(CandidateReportSchema)` to create a new message.
  */
 export const CandidateReportSchema: GenMessage<CandidateReport> = /*@__PURE__*/
-  messageDesc(file_daemon, 39);
+  messageDesc(file_daemon, 41);
 
 /**
  * @generated from message perch.daemon.v1.PairCheck
@@ -1514,7 +1625,7 @@ export type PairCheck = Message<"perch.daemon.v1.PairCheck"> & {
  * Use `create(PairCheckSchema)` to create a new message.
  */
 export const PairCheckSchema: GenMessage<PairCheck> = /*@__PURE__*/
-  messageDesc(file_daemon, 40);
+  messageDesc(file_daemon, 42);
 
 /**
  * 0: without that bound.
@@ -1557,7 +1668,7 @@ export type CaptureRequest = Message<"perch.daemon.v1.CaptureRequest"> & {
  * Use `create(CaptureRequestSchema)` to create a new message.
  */
 export const CaptureRequestSchema: GenMessage<CaptureRequest> = /*@__PURE__*/
-  messageDesc(file_daemon, 41);
+  messageDesc(file_daemon, 43);
 
 /**
  * @generated from message perch.daemon.v1.CapturePart
@@ -1586,7 +1697,7 @@ export type CapturePart = Message<"perch.daemon.v1.CapturePart"> & {
  * Use `create(CapturePartSchema)` to create a new message.
  */
 export const CapturePartSchema: GenMessage<CapturePart> = /*@__PURE__*/
-  messageDesc(file_daemon, 42);
+  messageDesc(file_daemon, 44);
 
 /**
  * @generated from message perch.daemon.v1.CaptureSummary
@@ -1617,7 +1728,7 @@ export type CaptureSummary = Message<"perch.daemon.v1.CaptureSummary"> & {
  * Use `create(CaptureSummarySchema)` to create a new message.
  */
 export const CaptureSummarySchema: GenMessage<CaptureSummary> = /*@__PURE__*/
-  messageDesc(file_daemon, 43);
+  messageDesc(file_daemon, 45);
 
 /**
  * @generated from message perch.daemon.v1.OpenUiRequest
@@ -1636,7 +1747,7 @@ export type OpenUiRequest = Message<"perch.daemon.v1.OpenUiRequest"> & {
  * Use `create(OpenUiRequestSchema)` to create a new message.
  */
 export const OpenUiRequestSchema: GenMessage<OpenUiRequest> = /*@__PURE__*/
-  messageDesc(file_daemon, 44);
+  messageDesc(file_daemon, 46);
 
 /**
  * @generated from message perch.daemon.v1.OpenUiResponse
@@ -1660,7 +1771,7 @@ export type OpenUiResponse = Message<"perch.daemon.v1.OpenUiResponse"> & {
  * Use `create(OpenUiResponseSchema)` to create a new message.
  */
 export const OpenUiResponseSchema: GenMessage<OpenUiResponse> = /*@__PURE__*/
-  messageDesc(file_daemon, 45);
+  messageDesc(file_daemon, 47);
 
 /**
  * @generated from message perch.daemon.v1.WatchActivityRequest
@@ -1673,7 +1784,7 @@ export type WatchActivityRequest = Message<"perch.daemon.v1.WatchActivityRequest
  * Use `create(WatchActivityRequestSchema)` to create a new message.
  */
 export const WatchActivityRequestSchema: GenMessage<WatchActivityRequest> = /*@__PURE__*/
-  messageDesc(file_daemon, 46);
+  messageDesc(file_daemon, 48);
 
 /**
  * @generated from message perch.daemon.v1.ActivityPart
@@ -1704,7 +1815,7 @@ export type ActivityPart = Message<"perch.daemon.v1.ActivityPart"> & {
  * Use `create(ActivityPartSchema)` to create a new message.
  */
 export const ActivityPartSchema: GenMessage<ActivityPart> = /*@__PURE__*/
-  messageDesc(file_daemon, 47);
+  messageDesc(file_daemon, 49);
 
 /**
  * How many peers were in which state.
@@ -1738,7 +1849,7 @@ export type StateSample = Message<"perch.daemon.v1.StateSample"> & {
  * Use `create(StateSampleSchema)` to create a new message.
  */
 export const StateSampleSchema: GenMessage<StateSample> = /*@__PURE__*/
-  messageDesc(file_daemon, 48);
+  messageDesc(file_daemon, 50);
 
 /**
  * @generated from message perch.daemon.v1.WakeRecord
@@ -1788,7 +1899,7 @@ export type WakeRecord = Message<"perch.daemon.v1.WakeRecord"> & {
  * Use `create(WakeRecordSchema)` to create a new message.
  */
 export const WakeRecordSchema: GenMessage<WakeRecord> = /*@__PURE__*/
-  messageDesc(file_daemon, 49);
+  messageDesc(file_daemon, 51);
 
 /**
  * @generated from enum perch.daemon.v1.PeerState

@@ -205,6 +205,17 @@ export class ConnectionManager {
   }
 
   /**
+   * Somebody asked for the address of a peer by name and will want it at once. True when the peer slept; it is woken only with
+   * `act`, behind those for which packets wait.
+   */
+  wakeByName(key: PublicKey, name: string, act: boolean): boolean {
+    const connection = this.find(key);
+    if (!connection || connection.awake) return false;
+    if (act) this.#request(key, "background", { cause: `dns question for ${name}`, initiate: true });
+    return true;
+  }
+
+  /**
    * Puts a peer to sleep: now, or once a Perch agent at the other end agrees. A permanent one is refused: AgentError
    * `peer-unknown` or `setting-invalid`.
    */

@@ -324,6 +324,7 @@ export function toAgentSettings(resolved: ResolvedSettings, setupKey: string | u
     throw new DaemonError("setting-missing", "no server is known yet: give --management-url URL");
   }
   const lazy = resolved.get("lazy");
+  const dns = settingValue(resolved, "dns");
   return {
     managementUrl,
     setupKey,
@@ -336,6 +337,8 @@ export function toAgentSettings(resolved: ResolvedSettings, setupKey: string | u
     ...(lazy && lazy.source !== "default" ? { lazy: { enabled: lazy.value === true, source: lazy.source } } : {}),
     inactivityThreshold: settingValue(resolved, "inactivityThreshold")!,
     forceRelay: settingValue(resolved, "forceRelay")!,
+    dns: dns === undefined ? undefined : { enabled: dns },
+    dnsWake: settingValue(resolved, "dnsWake")!,
   };
 }
 
@@ -350,7 +353,9 @@ function sameSettings(a: AgentSettings, b: AgentSettings): boolean {
     a.presharedKey === b.presharedKey &&
     a.lazy?.enabled === b.lazy?.enabled &&
     a.inactivityThreshold === b.inactivityThreshold &&
-    a.forceRelay === b.forceRelay
+    a.forceRelay === b.forceRelay &&
+    a.dns?.enabled === b.dns?.enabled &&
+    a.dnsWake === b.dnsWake
   );
 }
 

@@ -27,6 +27,10 @@ export type DaemonErrorCode =
   | "superseded"
   /** The systemd that the command needs is not there, or refused. */
   | "service-manager"
+  /** What a killed daemon left changed on this machine cannot be put back. */
+  | "state-dirty"
+  /** The metrics' address and port cannot be listened on. */
+  | "metrics-listen"
   /** The web page's address and port cannot be listened on. */
   | "ui-listen"
   /** A program error: please report it. */
@@ -47,6 +51,8 @@ export const DAEMON_ERROR_CODES: Readonly<Record<DaemonErrorCode, number>> = {
   "agent-down": 1,
   superseded: 1,
   "service-manager": 1,
+  "state-dirty": 1,
+  "metrics-listen": 1,
   "ui-listen": 1,
   internal: 1,
 };

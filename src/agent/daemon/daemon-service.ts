@@ -344,6 +344,9 @@ function parseValues(values: SettingValuesWire | undefined): SettingValues {
     lazy: values.lazy,
     inactivityThreshold: values.inactivityThresholdMs,
     forceRelay: values.forceRelay,
+    dns: values.dns,
+    dnsWake: values.dnsWake,
+    metrics: values.metrics,
   };
 }
 

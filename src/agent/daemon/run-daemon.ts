@@ -8,6 +8,7 @@ import { daemonHandler, serveDaemon } from "./daemon-server.ts";
 import type { DaemonServiceDeps } from "./daemon-service.ts";
 import { settingsFromEnvironment } from "./settings.ts";
 import { makeStateDir, SettingsStore } from "./settings-store.ts";
+import { DAEMON_LOCK_FILE, restoreMachine } from "./state-clean.ts";
 import { takeLock } from "./state-lock.ts";
 import { StatusFeed } from "./status-feed.ts";
 import { UiServer } from "./ui-server.ts";
@@ -54,10 +55,14 @@ export async function startDaemon(deps: DaemonDeps, options: DaemonOptions): Pro
   undo.use(makeStateDir(stateDir));
   undo.use(
     takeLock(
-      join(stateDir, "daemon.lock"),
+      join(stateDir, DAEMON_LOCK_FILE),
       (pid) => `a daemon (pid ${pid}) already uses the state directory ${stateDir}; choose another --state-dir`,
     ),
   );
+  // A daemon before this one may have been killed.
+  const restoration = restoreMachine(stateDir);
+  for (const what of restoration.done) log.logger.info("put back after a crash", { what });
+  for (const problem of restoration.problems) log.logger.error("cannot be put back", { problem });
   const store = new SettingsStore(stateDir, log.logger);
   const environment = settingsFromEnvironment(deps.environment, (error) =>
     log.logger.warn("a variable is ignored", { err: error.message }),

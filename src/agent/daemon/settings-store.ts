@@ -59,6 +59,9 @@ const VALUE_SCHEMAS: { readonly [Name in SettingName]: z.ZodType } = {
   lazy: z.boolean(),
   inactivityThreshold: z.number(),
   forceRelay: z.boolean(),
+  dns: z.boolean(),
+  dnsWake: z.boolean(),
+  metrics: z.string(),
 };
 
 /**

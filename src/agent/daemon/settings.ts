@@ -1,4 +1,5 @@
 import { hostname } from "node:os";
+import { formatEndpoint, parseEndpoint } from "#base/ip.ts";
 import { PresharedKey } from "#base/keys.ts";
 import type { Millis } from "#base/time.ts";
 import { DaemonError } from "./daemon-error.ts";
@@ -18,6 +19,10 @@ export interface SettingValues {
   readonly lazy?: boolean | undefined;
   readonly inactivityThreshold?: Millis | undefined;
   readonly forceRelay?: boolean | undefined;
+  readonly dns?: boolean | undefined;
+  readonly dnsWake?: boolean | undefined;
+  /** `ADDRESS:PORT` on loopback; the empty text removes a stored one. */
+  readonly metrics?: string | undefined;
 }
 
 export const DEVICE_CHOICES = ["embedded", "kernel", "wireguard-go", "auto"] as const;
@@ -156,6 +161,34 @@ export const SETTINGS: SettingTable = {
     format: String,
     fallback: () => false,
   },
+  dns: {
+    flag: "dns",
+    placeholder: "BOOL",
+    help: "find the network's names on this machine: on or off (default: as the network says)",
+    variables: [],
+    secret: false,
+    parse: parseSwitch,
+    check: (value) => value,
+    format: String,
+    fallback: () => undefined,
+  },
+  dnsWake: {
+    flag: "dns-wake",
+    placeholder: "BOOL",
+    help: "wake a sleeping peer when its name is looked up: on or off (default: on)",
+    variables: [],
+    secret: false,
+    parse: parseSwitch,
+    check: (value) => value,
+    format: String,
+    fallback: () => true,
+  },
+  metrics: text({
+    flag: "metrics",
+    placeholder: "ADDRESS:PORT",
+    help: 'serve Prometheus metrics on loopback, for example 127.0.0.1:9464; "" stops it (default: not served)',
+    check: checkMetrics,
+  }),
 };
 
 export const SETTING_NAMES = Object.keys(SETTINGS) as readonly SettingName[];
@@ -376,6 +409,18 @@ function checkPresharedKey(given: string, name: string): string {
   } catch {
     throw invalid(name, `must be 44 characters of base64 (32 bytes), got ${given.length} characters`);
   }
+}
+
+function checkMetrics(given: string, name: string): string {
+  if (given === "") return given;
+  const problem = `must be ADDRESS:PORT with an address of loopback (127.0.0.1 or [::1]), got ${quote(given)}`;
+  try {
+    const { address, port } = parseEndpoint(given);
+    if (port > 0 && (address === "::1" || address.startsWith("127."))) return formatEndpoint({ address, port });
+  } catch {
+    // Said below.
+  }
+  throw invalid(name, problem);
 }
 
 function checkInactivity(value: Millis, name: string): Millis {

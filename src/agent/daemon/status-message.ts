@@ -3,6 +3,7 @@ import { formatEndpoint, formatPrefix } from "#base/ip.ts";
 import { PublicKey } from "#base/keys.ts";
 import {
   AgentState as AgentStateWire,
+  type DnsSchema,
   type FirewallSchema,
   type Peer,
   PeerSchema,
@@ -12,6 +13,7 @@ import {
   type WakesSchema,
 } from "#gen/daemon_pb.ts";
 import type { AgentState, AgentStatus, PeerPath, PeerState, PeerStatus, WakeCounts } from "../control.ts";
+import type { DnsStatus } from "../dns/name-service.ts";
 import type { FirewallStatus } from "../firewall/firewall.ts";
 import { type ResolvedSettings, SETTING_NAMES, SETTINGS, showSetting } from "./settings.ts";
 
@@ -78,6 +80,9 @@ export function encodeHead(status: AgentStatus, facts: DaemonFacts, takenAt: num
     if (name === "lazy") {
       return { name: SETTINGS.lazy.flag, value: String(status.lazy.enabled), source: status.lazy.source };
     }
+    if (name === "dns" && !found && status.dns) {
+      return { name: SETTINGS.dns.flag, value: String(status.dns.enabled), source: "network" };
+    }
     return found ? { name: SETTINGS[name].flag, value: showSetting(name, found.value), source: found.source } : [];
   });
   return create(StatusHeadSchema, {
@@ -105,12 +110,29 @@ export function encodeHead(status: AgentStatus, facts: DaemonFacts, takenAt: num
     serial: BigInt(status.serial),
     ...(status.firewall && { firewall: encodeFirewall(status.firewall) }),
     peers: status.counts,
+    ...(status.dns && { dns: encodeDns(status.dns) }),
     ...(status.wakes && { wakes: encodeWakes(status.wakes) }),
     counters: Object.fromEntries(status.counters),
     settings,
     takenAt,
     logLevel: facts.logLevel,
   });
+}
+
+function encodeDns(dns: DnsStatus): MessageInitShape<typeof DnsSchema> {
+  const groups = dns.groups.map(({ servers, domains, primary }) => ({
+    servers: servers.map(formatEndpoint),
+    domains: primary ? [] : [...domains],
+  }));
+  return {
+    enabled: dns.enabled,
+    domain: dns.domain,
+    server: dns.server ? formatEndpoint(dns.server) : "",
+    host: dns.host ?? "",
+    problem: dns.problem ?? "",
+    wakes: dns.wakes,
+    groups,
+  };
 }
 
 function encodeWakes({ negotiating, waiting, held, kept }: WakeCounts): MessageInitShape<typeof WakesSchema> {

@@ -13,6 +13,7 @@ import { isHandshake } from "#relay/protocol/messages.ts";
 import type { SignalClient } from "#signal/client/signal-client.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
 import { ConnectionManager } from "../connections/connection-manager.ts";
+import type { NameSink } from "../dns/name-service.ts";
 import { AgentError } from "../errors.ts";
 import { Firewall, type FirewallStatus } from "../firewall/firewall.ts";
 import { DirectPaths } from "../peer/direct-paths.ts";
@@ -40,6 +41,8 @@ export interface EngineDeps {
   readonly management: Pick<ManagementClient, "reconnect">;
   readonly signal: SignalClient;
   readonly relay: RelayClient;
+  /** Hears what the map says about names; absent: nobody does. */
+  readonly names?: NameSink;
   /** Something that status shows changed; the peer when it concerns one only. */
   readonly changed: (peer: PeerConnection | undefined) => void;
   /** The machine's interfaces; default os.networkInterfaces. */
@@ -202,6 +205,10 @@ export class Engine {
     else if (map) this.#book.replace(map.remotePeersIsEmpty ? [] : map.remotePeers, difference);
     for (const problem of difference.problems) this.#deps.log.warn("part of the network map left out", { problem });
     this.#applyPeers(difference);
+    const { names } = this.#deps;
+    names?.applyPeers(difference);
+    if (part) names?.applyPart(part);
+    if (map) names?.applyConfig(map.DNSConfig, serial);
     // What the agent has is known when the last part is there: a stream that ends before begins where this one did.
     if (part && !part.more) this.#held = create(PerchHeldMapSchema, { epoch: part.epoch, revision: part.revision });
     if (!map) return;
@@ -287,6 +294,7 @@ export class Engine {
     const before = this.#own;
     this.#own = own;
     this.#firewall.setOwn(own);
+    this.#deps.names?.setOwn(own);
     if (own.lazy !== before.lazy) this.connections.setLazy(this.#wantLazy());
     const text = ({ address, address6 }: OwnConfig): string =>
       [address, ...(address6 ? [address6] : [])].map(formatPrefix).join();
@@ -298,10 +306,13 @@ export class Engine {
   }
 
   #applyInterface(): void {
-    const { tunnel, log } = this.#deps;
-    tunnel.apply(interfaceAddresses(this.#own), this.#routes()).then(
+    const { tunnel, log, names } = this.#deps;
+    const routes = this.#routes();
+    names?.setTunnelNetworks(routes);
+    tunnel.apply(interfaceAddresses(this.#own), routes).then(
       (problems) => {
         for (const problem of problems) log.warn("interface only in part", { problem });
+        names?.interfaceReady();
       },
       (err: unknown) => log.error("interface not configured", { err: messageOf(err) }),
     );

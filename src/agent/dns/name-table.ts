@@ -1,0 +1,127 @@
+import { type IpAddress, isV6 } from "#base/ip.ts";
+import type { PublicKey } from "#base/keys.ts";
+import type { DnsRecord } from "./dns-config.ts";
+import { type DomainName, parentOf, toDomainName } from "./domain-name.ts";
+
+/** What the table needs to know of a peer; the map's own objects fit. */
+export interface NamedPeer {
+  readonly key: PublicKey;
+  readonly fqdn: string;
+  readonly addresses: readonly IpAddress[];
+}
+
+/** Seconds for which others may keep a peer's addresses (management document, section 3.7, SimpleRecord). */
+const PEER_TTL = 300;
+const NONE: readonly DnsRecord[] = [];
+
+/**
+ * Names and addresses of the network. A peer costs an entry for its name and one for each address, and no object of its own:
+ * what a question needs is made when it is asked. A question costs the labels of its name, a change costs what it changes.
+ *
+ * Records that the network sends beside its peers (other names, CNAMEs) are kept by owner: one list for the zones of the map, one
+ * for each peer that has some. What a peer says itself is not kept twice.
+ */
+export class NameTable {
+  readonly #peers = new Map<DomainName, NamedPeer>();
+  readonly #byAddress = new Map<IpAddress, NamedPeer>();
+  readonly #nameOf = new Map<PublicKey, NamedPeer>();
+  readonly #records = new Map<DomainName, DnsRecord[]>();
+  readonly #owned = new Map<PublicKey | "zones", readonly DnsRecord[]>();
+  /** How many names there are below a name: such a name exists even when it has no records (RFC 8020). */
+  readonly #below = new Map<DomainName, number>();
+
+  get peers(): number {
+    return this.#nameOf.size;
+  }
+
+  putPeer(peer: NamedPeer): void {
+    this.#takeOut(peer.key);
+    this.#nameOf.set(peer.key, peer);
+    const name = toDomainName(peer.fqdn);
+    if (name !== "" && !this.#peers.has(name)) {
+      this.#peers.set(name, peer);
+      this.#countBelow(name, 1);
+    }
+    for (const address of peer.addresses) if (!this.#byAddress.has(address)) this.#byAddress.set(address, peer);
+  }
+
+  removePeer(key: PublicKey): void {
+    this.#takeOut(key);
+    this.setRecords(key, NONE);
+  }
+
+  /** Replaces what an owner says beside the peers. */
+  setRecords(owner: PublicKey | "zones", records: readonly DnsRecord[]): void {
+    for (const record of this.#owned.get(owner) ?? NONE) this.#removeRecord(record);
+    const kept = records.filter((record) => !this.#isPeerRecord(record));
+    if (kept.length === 0) this.#owned.delete(owner);
+    else this.#owned.set(owner, kept);
+    for (const record of kept) {
+      const others = this.#records.get(record.name);
+      if (others) others.push(record);
+      else this.#records.set(record.name, [record]);
+      this.#countBelow(record.name, 1);
+    }
+  }
+
+  /** All records of a name; empty when there are none. */
+  recordsOf(name: DomainName): readonly DnsRecord[] {
+    const peer = this.#peers.get(name);
+    const records = this.#records.get(name);
+    if (!peer) return records ?? NONE;
+    const own = peer.addresses.map((address) => ({
+      name,
+      type: isV6(address) ? ("AAAA" as const) : ("A" as const),
+      data: address as string,
+      ttl: PEER_TTL,
+    }));
+    if (!records) return own;
+    return [
+      ...own,
+      ...records.filter(({ type, data }) => !own.some((each) => each.type === type && each.data === data)),
+    ];
+  }
+
+  /** Whether there are names below this one. */
+  hasBelow(name: DomainName): boolean {
+    return this.#below.has(name);
+  }
+
+  peerAt(address: IpAddress): NamedPeer | undefined {
+    return this.#byAddress.get(address);
+  }
+
+  #takeOut(key: PublicKey): void {
+    const peer = this.#nameOf.get(key);
+    if (!peer) return;
+    this.#nameOf.delete(key);
+    const name = toDomainName(peer.fqdn);
+    if (this.#peers.get(name)?.key === key) {
+      this.#peers.delete(name);
+      this.#countBelow(name, -1);
+    }
+    for (const address of peer.addresses)
+      if (this.#byAddress.get(address)?.key === key) this.#byAddress.delete(address);
+  }
+
+  #isPeerRecord({ name, type, data }: DnsRecord): boolean {
+    return type !== "CNAME" && (this.#peers.get(name)?.addresses.includes(data as IpAddress) ?? false);
+  }
+
+  #removeRecord(record: DnsRecord): void {
+    const records = this.#records.get(record.name);
+    const index = records?.indexOf(record) ?? -1;
+    if (!records || index < 0) return;
+    records.splice(index, 1);
+    if (records.length === 0) this.#records.delete(record.name);
+    this.#countBelow(record.name, -1);
+  }
+
+  #countBelow(name: DomainName, by: number): void {
+    for (let above = parentOf(name); above !== undefined; above = parentOf(above)) {
+      const count = (this.#below.get(above) ?? 0) + by;
+      if (count === 0) this.#below.delete(above);
+      else this.#below.set(above, count);
+    }
+  }
+}
