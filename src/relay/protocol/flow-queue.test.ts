@@ -173,3 +173,46 @@ test("the budget counts what is taken, dropped for age and cleared, whatever the
     }),
   );
 });
+
+test("a source that fills the queue for long loses messages; handshakes and a source with little do not", () => {
+  const queue = new FlowQueue({ maxBytes: 1e7, maxAgeMs: 1e4, maxHandshakeBytes: 1e6 });
+  const taken = new Map<string, number>();
+  const take = (now: number): number => {
+    const next = queue.take(now);
+    if (!next) return 0;
+    const text = String.fromCharCode(next[0]!);
+    taken.set(text, (taken.get(text) ?? 0) + 1);
+    return next.length;
+  };
+  for (let now = 0; now < 3_000; now++) {
+    for (let i = 0; i < 2; i++) queue.pushData("large", message("l", 1350), now);
+    if (now % 10 === 0) {
+      queue.pushData("small", message("s"), now);
+      queue.pushHandshake(message("h"));
+    }
+    // A link of about one large message per millisecond.
+    for (let bytes = 0; bytes < 1350; ) bytes += take(now);
+  }
+  assert.ok(queue.droppedEarly > 0);
+  assert.equal(queue.dropped, queue.droppedEarly);
+  while (take(3_000) > 0);
+  assert.deepEqual([...taken].sort(), [
+    ["h", 300],
+    ["l", 6_000 - queue.droppedEarly],
+    ["s", 300],
+  ]);
+});
+
+test("1 MiB of one source passes whole, at once or one by one", () => {
+  for (const perMs of [10_000, 5]) {
+    const queue = new FlowQueue({ maxBytes: 1280 * 1024, maxAgeMs: 1_000, maxHandshakeBytes: 0 });
+    let left = 776;
+    let arrived = 0;
+    for (let now = 0; left > 0 || !queue.isEmpty; now++) {
+      for (let i = 0; i < perMs && left > 0; i++, left--) queue.pushData("a", message("a", 1350), now);
+      queue.endTurn();
+      if (queue.take(now)) arrived++;
+    }
+    assert.equal(arrived, 776, `${perMs} per millisecond`);
+  }
+});

@@ -1,4 +1,5 @@
 import type { Millis } from "#base/time.ts";
+import { LONG_BURST_BYTES, QueueControl } from "./queue-control.ts";
 
 /** Share a source gets per round, bytes: one full WireGuard packet as a relay message. */
 const QUANTUM_BYTES = 1500;
@@ -50,8 +51,12 @@ export class FlowQueue {
   readonly #flows = new Map<unknown, Flow>();
   /** Flows with something waiting; the first is next. */
   readonly #round: Flow[] = [];
+  readonly #control = new QueueControl();
+  /** Bytes of data that came in this turn, also of those that left already. */
+  readonly #turnBytes = new Map<unknown, number>();
   #dataBytes = 0;
   #dropped = 0;
+  #droppedEarly = 0;
 
   constructor(options: FlowQueueOptions) {
     this.#options = options;
@@ -71,6 +76,11 @@ export class FlowQueue {
     return this.#dropped;
   }
 
+  /** Those of them that told a sender to slow down. */
+  get droppedEarly(): number {
+    return this.#droppedEarly;
+  }
+
   pushOwn(message: Uint8Array): void {
     this.#own.push({ message, at: 0 });
   }
@@ -87,6 +97,16 @@ export class FlowQueue {
   /** `source` is compared by identity. */
   pushData(source: unknown, message: Uint8Array, now: Millis): void {
     let flow = this.#flows.get(source);
+    const turnBytes = (this.#turnBytes.get(source) ?? 0) + message.length;
+    this.#turnBytes.set(source, turnBytes);
+    this.#control.noteBurst(turnBytes, now);
+    // A source with little of its own waiting is not who fills the queue.
+    const isFilling = turnBytes > LONG_BURST_BYTES / 2 || (flow && flow.fifo.bytes > 2 * QUANTUM_BYTES);
+    if (isFilling && this.#control.decideDrop(message.length, now)) {
+      this.#dropped++;
+      this.#droppedEarly++;
+      return;
+    }
     if (!flow) {
       flow = { source, fifo: new Fifo(), deficit: 0 };
       this.#flows.set(source, flow);
@@ -99,6 +119,11 @@ export class FlowQueue {
       this.#noteDropped(this.#dataBytes > this.#options.maxBytes);
       this.#dropOldest();
     }
+  }
+
+  /** What comes from now on does not come together with what came before. */
+  endTurn(): void {
+    this.#turnBytes.clear();
   }
 
   /** The next message, undefined when nothing (fresh enough) waits. */
@@ -136,6 +161,7 @@ export class FlowQueue {
         continue;
       }
       this.#shift(flow);
+      this.#control.noteWait(now - head.at, now);
       return head.message;
     }
   }
@@ -146,6 +172,7 @@ export class FlowQueue {
     this.#own.clear();
     this.#handshakes.clear();
     this.#flows.clear();
+    this.#turnBytes.clear();
     this.#round.length = 0;
     this.#dataBytes = 0;
   }

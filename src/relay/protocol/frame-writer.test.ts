@@ -172,3 +172,20 @@ test("any mix of lengths comes out whole, masked or not", async () => {
     { interruptAfterTimeLimit: 2000 },
   );
 });
+
+test("much that waits leaves at the end of the callback, little at the end of the turn", async () => {
+  const { socket, writer, turn } = setup();
+  writer.open(socket);
+  writer.pushData("a", Buffer.alloc(1350, 1));
+  await new Promise((resolve) => process.nextTick(resolve));
+  assert.equal(socket.writes.length, 0);
+  // What a socket reads at once.
+  for (let i = 1; i < 48; i++) writer.pushData("a", Buffer.alloc(1350, 1));
+  assert.equal(socket.writes.length, 0);
+  await new Promise((resolve) => process.nextTick(resolve));
+  assert.equal(parseFrames(Buffer.concat(socket.writes)).length, 48);
+  assert.equal(socket.writes.length, 1);
+  await socket.accept();
+  turn();
+  assert.equal(socket.writes.length, 1);
+});

@@ -13,8 +13,10 @@ import { RELAY_MESSAGE_MAX_BYTES } from "./messages.ts";
  *   |             | or 126, length u16   |             |
  */
 
-/** Bytes handed to the socket at once. */
-const BATCH_BYTES = 64 * 1024;
+/** Bytes handed to the socket at once: what a socket reads at once (64 KiB) fits. */
+const BATCH_BYTES = 72 * 1024;
+/** With so much waiting a write need not wait for the end of the turn to be worth it. */
+const LARGE_QUEUE_BYTES = 32 * 1024;
 /** With no more than that waiting, a small buffer of Node's own pool does. */
 const SMALL_QUEUE_BYTES = 2048;
 const SMALL_BATCH_BYTES = SMALL_QUEUE_BYTES + 512;
@@ -54,7 +56,9 @@ export class FrameWriter {
   readonly #options: FrameWriterOptions;
   readonly #queue: FlowQueue;
   #socket: Duplex | undefined;
+  /** The end of the turn, and that of the present callback. */
   #scheduled = false;
+  #scheduledSoon = false;
   /** When the write under way was handed over; undefined when there is none. */
   #writingSince: Millis | undefined;
   #stallCheck: Timer | undefined;
@@ -71,6 +75,11 @@ export class FrameWriter {
   /** Messages dropped for lack of room or because they got old. */
   get dropped(): number {
     return this.#queue.dropped;
+  }
+
+  /** Those of them that told a sender to slow down. */
+  get droppedEarly(): number {
+    return this.#queue.droppedEarly;
   }
 
   /** Bytes waiting here; what the socket holds is not counted. */
@@ -133,13 +142,23 @@ export class FrameWriter {
   }
 
   #schedule(): void {
-    if (this.#scheduled || this.#writingSince !== undefined || !this.#socket) return;
-    this.#scheduled = true;
-    this.#deps.schedule(this.#onSchedule);
+    if (!this.#scheduled) {
+      this.#scheduled = true;
+      this.#deps.schedule(this.#onTurnEnd);
+    }
+    if (this.#scheduledSoon || this.isBlocked || this.#queue.bytes < LARGE_QUEUE_BYTES) return;
+    this.#scheduledSoon = true;
+    process.nextTick(this.#onSoon);
   }
 
-  readonly #onSchedule = (): void => {
+  readonly #onTurnEnd = (): void => {
     this.#scheduled = false;
+    this.#queue.endTurn();
+    this.#flush();
+  };
+
+  readonly #onSoon = (): void => {
+    this.#scheduledSoon = false;
     this.#flush();
   };
 

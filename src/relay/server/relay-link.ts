@@ -87,6 +87,10 @@ export class RelayLink implements PresenceSubscriber {
     return this.#writer.dropped;
   }
 
+  get droppedEarly(): number {
+    return this.#writer.droppedEarly;
+  }
+
   get bytesWritten(): number {
     return this.#writer.bytesWritten;
   }

@@ -78,6 +78,8 @@ export interface RelayServerCounters {
   readonly dropped: number;
   /** Those of them that fell to the limit of all queues together. */
   readonly droppedForAll: number;
+  /** Those of them that told a sender to slow down; see QueueControl. */
+  readonly droppedEarly: number;
   /** Bytes waiting for agents now. */
   readonly queuedBytes: number;
   /** Unknown or broken messages of authenticated agents. */
@@ -90,9 +92,10 @@ export interface RelayServerCounters {
  *   upgrade ── 10 s, Auth ──> AuthResponse queued ──> in the map ──> others told ──> messages handled in order
  *                 └── anything else: dropped without a word
  *
- * Reading never waits: each destination has a bounded queue, and what its agent does not take in time is dropped there. All
- * that arrives in one turn of the event loop leaves in one write per destination. It owns no port: a server that shares one
- * hands it upgrades.
+ * Reading never waits: each destination has a bounded queue, and what its agent does not take in time is dropped there, and
+ * now and then one message before that, so that senders slow down (QueueControl). What arrives in one turn of the event loop
+ * leaves in one write per destination, or in one for each large read. It owns no port: a server that shares one hands it
+ * upgrades.
  */
 export class RelayServer {
   readonly #clock: Clock;
@@ -120,6 +123,7 @@ export class RelayServer {
   };
   /** Of links that are gone. */
   #droppedBefore = 0;
+  #droppedEarlyBefore = 0;
   #flushes: (() => void)[] = [];
   #closed = false;
 
@@ -175,13 +179,24 @@ export class RelayServer {
     const now = this.#clock.now();
     let peersActive = 0;
     let dropped = this.#droppedBefore;
+    let droppedEarly = this.#droppedEarlyBefore;
     for (const link of this.#links.values()) {
       if (now - link.lastTransportAt <= ACTIVE_MS) peersActive++;
       dropped += link.dropped;
+      droppedEarly += link.droppedEarly;
     }
     const { bytes: queuedBytes, dropped: droppedForAll } = this.#budget;
     const pending = this.#pending.size;
-    return { peers: this.#links.size, peersActive, pending, dropped, droppedForAll, queuedBytes, ...this.#counters };
+    return {
+      peers: this.#links.size,
+      peersActive,
+      pending,
+      dropped,
+      droppedForAll,
+      droppedEarly,
+      queuedBytes,
+      ...this.#counters,
+    };
   }
 
   isConnected(peer: PeerId): boolean {
@@ -357,6 +372,7 @@ export class RelayServer {
   #forget(link: RelayLink): void {
     this.#presence.remove(link);
     this.#droppedBefore += link.dropped;
+    this.#droppedEarlyBefore += link.droppedEarly;
   }
 
   /** Collects the flushes of all links for the end of this turn of the event loop: one immediate for all. */
