@@ -57,6 +57,12 @@ const LAYERS: readonly Layer[] = [
     concurrency: 1,
   },
   {
+    name: "browser",
+    about: "the web page in Debian's Chromium",
+    files: ["test/browser/**/*.test.ts"],
+    concurrency: 1,
+  },
+  {
     name: "interop",
     about: "against programs that are not ours",
     files: ["test/interop/**/*.test.ts"],

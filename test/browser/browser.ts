@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type BrowserContext, chromium, type Page } from "playwright-core";
@@ -26,21 +26,35 @@ export interface View {
   readonly scale?: number;
 }
 
+/** Why tests in a browser cannot run here; false when they can. */
+export function skipWithoutChromium(): string | false {
+  return existsSync(CHROMIUM) ? false : "needs the Debian package chromium";
+}
+
 /** A browser with a profile of its own. */
 export interface Browser extends AsyncDisposable {
   readonly context: BrowserContext;
   readonly page: Page;
   /** What the page could not do: exceptions, and what its security policy stopped. */
-  readonly faults: readonly string[];
+  readonly faults: string[];
 }
 
-export async function startBrowser(view: View = { width: 1280, height: 800 }): Promise<Browser> {
+export interface BrowserOptions {
+  readonly flags?: readonly string[];
+  /** Runs the browser's command, for one in another network namespace. */
+  readonly executable?: string;
+}
+
+export async function startBrowser(
+  view: View = { width: 1280, height: 800 },
+  { flags = [], executable = CHROMIUM }: BrowserOptions = {},
+): Promise<Browser> {
   const profile = mkdtempSync(join(tmpdir(), "perch-browser-"));
   await using undo = new AsyncDisposableStack();
   undo.defer(() => rmSync(profile, { recursive: true, force: true, maxRetries: 5 }));
   const context = await chromium.launchPersistentContext(profile, {
-    executablePath: CHROMIUM,
-    args: FLAGS,
+    executablePath: executable,
+    args: [...FLAGS, ...flags],
     // Ours are above.
     chromiumSandbox: false,
     viewport: { width: view.width, height: view.height },

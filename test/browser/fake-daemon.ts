@@ -6,17 +6,17 @@ import { createDaemonClient, type DaemonClient } from "#agent/daemon/daemon-clie
 import type { DaemonLog } from "#agent/daemon/daemon-log.ts";
 import { type RunningDaemon, startDaemon } from "#agent/daemon/run-daemon.ts";
 import { FakeAgent, makePeers } from "#agent/daemon/testing/fake-agent.ts";
-import { silentLogger } from "#base/log.ts";
+import { createLogger } from "#base/log.ts";
 import { systemClock } from "#base/time.ts";
 import type { UpRequest } from "#gen/daemon_pb.ts";
-
-const LOG: DaemonLog = { level: "info", logger: silentLogger, reopen: () => {}, [Symbol.dispose]: () => {} };
 
 /** A real daemon, up, over an agent in memory. */
 export interface FakeDaemon extends AsyncDisposable {
   readonly agent: FakeAgent;
   readonly client: DaemonClient;
   readonly address: string;
+  /** HTTP statuses with which the page's server refused requests. */
+  readonly refusals: readonly number[];
   /** A new link to the page. */
   link(): Promise<string>;
   stop(): Promise<void>;
@@ -29,8 +29,13 @@ export async function startFakeDaemon(
   const dir = mkdtempSync(join(tmpdir(), "perch-ui-daemon-"));
   const socketPath = join(dir, "d.sock");
   const agent = new FakeAgent(peers);
+  const refusals: number[] = [];
+  const logger = createLogger((_level, message, { status }) => {
+    if (message === "the web page refused a request") refusals.push(Number(status));
+  });
+  const log: DaemonLog = { level: "debug", logger, reopen: () => {}, [Symbol.dispose]: () => {} };
   const daemon: RunningDaemon = await startDaemon(
-    { createAgent: () => agent, clock: systemClock, log: LOG, environment },
+    { createAgent: () => agent, clock: systemClock, log, environment },
     { socketPath, stateDir: join(dir, "state"), version: "0.1.0" },
   );
   const client = createDaemonClient(socketPath);
@@ -39,6 +44,7 @@ export async function startFakeDaemon(
   return {
     agent,
     client,
+    refusals,
     address: `unix://${socketPath}`,
     link: async () => (await client.openUi({ port: 0 })).url,
     stop: () => daemon.close(),

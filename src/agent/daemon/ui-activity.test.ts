@@ -1,11 +1,12 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { ManualClock } from "#base/time.ts";
-import type { TimelineEntry } from "../control.ts";
+import { wakeKind } from "../connections/wake-cause.ts";
+import type { AgentSettings, TimelineEntry } from "../control.ts";
 import { FakeAgent, keyOf, makePeers } from "./testing/fake-agent.ts";
-import { ActivityLog, QUIET_INTERVAL, SAMPLE_INTERVAL, SAMPLES_MAX, WAKES_MAX, wakeKind } from "./ui-activity.ts";
+import { ActivityLog, QUIET_INTERVAL, SAMPLE_INTERVAL, SAMPLES_MAX, WAKES_MAX } from "./ui-activity.ts";
 
-const SETTINGS = {
+const SETTINGS: Partial<AgentSettings> = {
   managementUrl: "http://m.test",
   setupKey: "11111111-2222-3333-4444-555555555555",
   hostname: "here",
@@ -15,11 +16,11 @@ const SETTINGS = {
   device: "auto",
   inactivityThreshold: 900_000,
   forceRelay: false,
-} as const;
+};
 
 async function agentWith(peers: number): Promise<FakeAgent> {
   const agent = new FakeAgent(makePeers(peers));
-  await agent.up(SETTINGS, new AbortController().signal);
+  await agent.up(SETTINGS as AgentSettings, new AbortController().signal);
   return agent;
 }
 

@@ -31,7 +31,7 @@ export interface UiRequest {
 export type Verdict =
   | { readonly kind: "refuse"; readonly status: number; readonly why: string }
   | { readonly kind: "file"; readonly path: string }
-  | { readonly kind: "exchange" }
+  | { readonly kind: "exchange"; readonly cookie: string | undefined }
   | { readonly kind: "call"; readonly pass: UiPass };
 
 /**
@@ -51,9 +51,9 @@ export function judge(request: UiRequest, hosts: ReadonlySet<string>): Verdict {
   if (headers.origin !== `http://${host}`) return refuse(403, "not from this page");
   const site = headers["sec-fetch-site"];
   if (site !== undefined && site !== "same-origin") return refuse(403, "not from this page");
-  if (path === SESSION_PATH) return { kind: "exchange" };
-  if (!PAGE_CALLS.has(path)) return refuse(404, "no such call");
   const cookie = readCookie(headers.cookie ?? "", cookieName(host));
+  if (path === SESSION_PATH) return { kind: "exchange", cookie };
+  if (!PAGE_CALLS.has(path)) return refuse(404, "no such call");
   const pageKey = headers[PAGE_KEY_HEADER];
   if (cookie === undefined || typeof pageKey !== "string") return refuse(401, "no session");
   return { kind: "call", pass: { cookie, pageKey } };

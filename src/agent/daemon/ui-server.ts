@@ -165,7 +165,7 @@ export class UiServer implements AsyncDisposable {
         return void response.end(method === "HEAD" ? undefined : file.content);
       }
       case "exchange":
-        return this.#exchange(request, response);
+        return this.#exchange(request, response, verdict.cookie);
       case "call":
         return this.#call(request, response, verdict.pass, listening.api);
       default:
@@ -181,7 +181,7 @@ export class UiServer implements AsyncDisposable {
     request.resume();
   }
 
-  #exchange(request: IncomingMessage, response: ServerResponse): void {
+  #exchange(request: IncomingMessage, response: ServerResponse, cookie: string | undefined): void {
     let body = "";
     request.setEncoding("utf8");
     request.on("data", (text: string) => {
@@ -192,7 +192,7 @@ export class UiServer implements AsyncDisposable {
     });
     request.on("end", () => {
       if (response.writableEnded) return;
-      const pass = this.#sessions.exchange(body);
+      const pass = this.#sessions.exchange(body, cookie);
       if (!pass) return this.#refuse(request, response, 401, "this link was used or has expired: run perch ui again");
       this.#arm();
       this.#deps.log.info("web page opened", {});

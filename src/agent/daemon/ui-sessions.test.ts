@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { ManualClock } from "#base/time.ts";
 import {
+  PAGE_KEYS_MAX,
   SESSION_IDLE,
   SESSION_LIFE,
   SESSIONS_MAX,
@@ -12,20 +13,20 @@ import {
 } from "./ui-sessions.ts";
 
 function open(sessions: UiSessions): UiPass {
-  return sessions.exchange(sessions.issueToken()) ?? assert.fail("the token was refused");
+  return sessions.exchange(sessions.issueToken(), undefined) ?? assert.fail("the token was refused");
 }
 
 test("a token opens one session, once, and only in its time", () => {
   const clock = new ManualClock();
   const sessions = new UiSessions(clock);
   const token = sessions.issueToken();
-  assert.equal(sessions.exchange(`${token}x`), undefined, "a wrong one");
-  assert.equal(sessions.exchange(""), undefined, "none");
-  assert.ok(sessions.exchange(token));
-  assert.equal(sessions.exchange(token), undefined, "used");
+  assert.equal(sessions.exchange(`${token}x`, undefined), undefined, "a wrong one");
+  assert.equal(sessions.exchange("", undefined), undefined, "none");
+  assert.ok(sessions.exchange(token, undefined));
+  assert.equal(sessions.exchange(token, undefined), undefined, "used");
   const late = sessions.issueToken();
   clock.advance(TOKEN_LIFE);
-  assert.equal(sessions.exchange(late), undefined, "expired");
+  assert.equal(sessions.exchange(late, undefined), undefined, "expired");
 });
 
 test("a session needs both halves of its pass, and those of one session", () => {
@@ -70,8 +71,8 @@ test("tokens and sessions are bounded; who watches is the last to go", () => {
   for (const pass of [watching, ...rest]) assert.ok(sessions.find(pass));
 
   const tokens = Array.from({ length: TOKENS_MAX + 1 }, () => sessions.issueToken());
-  assert.equal(sessions.exchange(tokens[0]!), undefined);
-  assert.ok(sessions.exchange(tokens[1]!));
+  assert.equal(sessions.exchange(tokens[0]!, undefined), undefined);
+  assert.ok(sessions.exchange(tokens[1]!, undefined));
 });
 
 test("clearing ends everything", () => {
@@ -82,6 +83,21 @@ test("clearing ends everything", () => {
   sessions.clear();
   assert.ok(session.ended.aborted);
   assert.equal(sessions.find(pass), undefined);
-  assert.equal(sessions.exchange(token), undefined);
+  assert.equal(sessions.exchange(token, undefined), undefined);
   assert.equal(sessions.nextExpiry, undefined);
+});
+
+test("a further tab of a browser joins its session, and the other tabs stay", () => {
+  const clock = new ManualClock();
+  const sessions = new UiSessions(clock);
+  const first = open(sessions);
+  clock.advance(1000);
+  const second = sessions.exchange(sessions.issueToken(), first.cookie)!;
+  assert.equal(second.cookie, first.cookie);
+  assert.notEqual(second.pageKey, first.pageKey);
+  for (const pass of [first, second]) assert.ok(sessions.find(pass));
+  const foreign = sessions.exchange(sessions.issueToken(), "a cookie that somebody made up")!;
+  assert.notEqual(foreign.cookie, "a cookie that somebody made up");
+  for (let tab = 0; tab < PAGE_KEYS_MAX; tab++) sessions.exchange(sessions.issueToken(), first.cookie);
+  assert.equal(sessions.find(first), undefined, "the oldest of too many tabs is let go");
 });

@@ -11,6 +11,8 @@ export const SESSION_IDLE: Millis = 30 * 60_000;
 export const TOKENS_MAX = 16;
 /** Browsers with the page open; the one unused for longest goes first. */
 export const SESSIONS_MAX = 16;
+/** Tabs of a browser; the key that was given out first goes first. */
+export const PAGE_KEYS_MAX = 32;
 
 /** Bytes of a token, a cookie and a page key; 256 bits cannot be guessed at any rate of requests. */
 const SECRET_BYTES = 32;
@@ -32,9 +34,10 @@ export interface UiSession {
 }
 
 interface Session {
-  readonly pageKeyHash: string;
-  readonly endsAt: Millis;
+  /** Oldest first. */
+  readonly pageKeyHashes: Set<string>;
   readonly controller: AbortController;
+  endsAt: Millis;
   usedAt: Millis;
   underWay: number;
 }
@@ -66,28 +69,41 @@ export class UiSessions {
     return token;
   }
 
-  /** Opens a session; undefined: the token was never given out, was used, or has expired. */
-  exchange(token: string): UiPass | undefined {
+  /**
+   * Opens a session; undefined: the token was never given out, was used, or has expired. A browser keeps one cookie for all its
+   * tabs: one that has a session already gets a further page key in it, and its other tabs stay.
+   */
+  exchange(token: string, cookie: string | undefined): UiPass | undefined {
     this.#expire();
     if (!this.#tokens.delete(hashOf(token))) return undefined;
-    while (this.#sessions.size >= SESSIONS_MAX) this.#endUnused();
-    const pass = { cookie: secret(), pageKey: secret() };
+    const pageKey = secret();
     const now = this.#clock.now();
-    this.#sessions.set(hashOf(pass.cookie), {
-      pageKeyHash: hashOf(pass.pageKey),
-      endsAt: now + SESSION_LIFE,
+    const known = cookie === undefined ? undefined : this.#sessions.get(hashOf(cookie));
+    if (cookie !== undefined && known) {
+      const [oldest] = known.pageKeyHashes;
+      if (known.pageKeyHashes.size >= PAGE_KEYS_MAX) known.pageKeyHashes.delete(oldest!);
+      known.pageKeyHashes.add(hashOf(pageKey));
+      known.endsAt = now + SESSION_LIFE;
+      known.usedAt = now;
+      return { cookie, pageKey };
+    }
+    while (this.#sessions.size >= SESSIONS_MAX) this.#endUnused();
+    const fresh = secret();
+    this.#sessions.set(hashOf(fresh), {
+      pageKeyHashes: new Set([hashOf(pageKey)]),
       controller: new AbortController(),
+      endsAt: now + SESSION_LIFE,
       usedAt: now,
       underWay: 0,
     });
-    return pass;
+    return { cookie: fresh, pageKey };
   }
 
   /** The session of a pass; undefined when either half is wrong or the session has ended. */
   find(pass: UiPass): UiSession | undefined {
     this.#expire();
     const session = this.#sessions.get(hashOf(pass.cookie));
-    if (!session || session.pageKeyHash !== hashOf(pass.pageKey)) return undefined;
+    if (!session?.pageKeyHashes.has(hashOf(pass.pageKey))) return undefined;
     session.usedAt = this.#clock.now();
     return { ended: session.controller.signal, begin: () => this.#begin(session) };
   }
