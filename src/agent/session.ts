@@ -2,14 +2,15 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import { messageOf, type PerchError } from "#base/errors.ts";
 import type { PresharedKey, PrivateKey, PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
-import type { Clock, Timer } from "#base/time.ts";
+import type { Clock, Millis, Timer } from "#base/time.ts";
 import type { LoginResponse } from "#gen/management_pb.ts";
 import type { ManagementClient } from "#management/client/management-client.ts";
+import { trimHeap } from "#net/heap.ts";
 import { RelayClient } from "#relay/client/relay-client.ts";
 import { SignalClient } from "#signal/client/signal-client.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
 import type { TimestampMark } from "#wireguard/timestamp-mark.ts";
-import type { AgentSettings } from "./control.ts";
+import type { AgentSettings, TimelineEntry } from "./control.ts";
 import { chooseHostResolver } from "./dns/choose-resolver-linux.ts";
 import { NameService } from "./dns/name-service.ts";
 import { ResolverRecordStore } from "./dns/resolver-record.ts";
@@ -25,6 +26,8 @@ import { readSystemMeta } from "./system-meta.ts";
 
 /** Time for the first network map, or the next part of it, after everything else is up, in milliseconds. */
 const FIRST_MAP_TIMEOUT = 20_000;
+/** This long after the first map, what reading it took is free again and can go back to the system. */
+const TRIM_AFTER: Millis = 10_000;
 
 export interface SessionOptions {
   readonly settings: AgentSettings;
@@ -37,6 +40,8 @@ export interface SessionOptions {
   readonly pinned: ReadonlySet<PublicKey>;
   /** Something that status shows changed: of one peer, of all, or of none but of the rest. */
   readonly changed: (peers: PublicKey | "all" | "none") => void;
+  /** Every entry of a peer's story. */
+  readonly noted: (peer: PublicKey, entry: TimelineEntry) => void;
 }
 
 /** Why a session ended by itself. */
@@ -131,6 +136,7 @@ export async function openSession(
       signal,
       relay,
       names,
+      noted: options.noted,
       changed: (peer) => options.changed(peer?.key ?? "all"),
     },
     {
@@ -163,6 +169,7 @@ export async function openSession(
   const stop = new AbortController();
   let syncing: Promise<void> | undefined;
   let rehearsal: Rehearsal | undefined;
+  let trimming: Timer | undefined;
   const owned = undo.move();
 
   return {
@@ -222,10 +229,12 @@ export async function openSession(
         abort.removeEventListener("abort", onAbort);
       }
       rehearsal = new Rehearsal(clock);
+      trimming = clock.after(TRIM_AFTER, trimHeap);
     },
     async close() {
       stop.abort();
       rehearsal?.close();
+      trimming?.cancel();
       await syncing;
       await engine.connections.farewell();
       await owned.disposeAsync();
