@@ -11,6 +11,7 @@ import { type DoctorDeps, examine, examinePair } from "./doctor.ts";
 import { AgentError } from "./errors.ts";
 import type { AgentExamination, PairExamination } from "./examination.ts";
 import { loadIdentity } from "./identity.ts";
+import { WakeMeter } from "./metrics/wake-meter.ts";
 import { PinStore } from "./pin-store.ts";
 import { probeDevice } from "./routing/device-linux.ts";
 import { openSession, type Session } from "./session.ts";
@@ -56,6 +57,7 @@ class Agent implements AgentControl, AsyncDisposable {
   /** Not told to the listeners yet. */
   #changedPeers: Set<PublicKey> | "all" = new Set();
   readonly #pins: PinStore;
+  readonly #wakes = new WakeMeter();
   #state: AgentState = "down";
   #reason: string | undefined;
   #settings: AgentSettings | undefined;
@@ -137,6 +139,7 @@ class Agent implements AgentControl, AsyncDisposable {
       session: this.#session,
       publicKey: this.#key?.publicKey,
       isPinned: (key) => this.#pins.has(key),
+      wakeTotals: this.#wakes.totals,
     });
   }
 
@@ -232,6 +235,7 @@ class Agent implements AgentControl, AsyncDisposable {
     } catch (error) {
       await management.close();
       throw error;
+        noted: (peer, entry) => this.#wakes.note(peer, entry),
     }
     try {
       signal.throwIfAborted();

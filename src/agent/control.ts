@@ -5,6 +5,7 @@ import type { CaptureOptions, PacketCapture } from "#wireguard/capture.ts";
 import type { DnsStatus } from "./dns/name-service.ts";
 import type { AgentExamination, PairExamination } from "./examination.ts";
 import type { FirewallStatus } from "./firewall/firewall.ts";
+import type { WakeTotals } from "./metrics/wake-meter.ts";
 
 /**
  * What the daemon may ask of the agent. `status` never waits: it copies what the recorder holds. Everything that has to
@@ -103,6 +104,10 @@ export interface AgentStatus {
   readonly wakes?: WakeCounts | undefined;
   /** Made when it is first asked for, which takes a while where there are many. */
   readonly peers: readonly PeerStatus[];
+  /** Since the daemon started. */
+  readonly wakeTotals: WakeTotals;
+  /** Connected peers by the kind of their path; counted when it is asked for. */
+  readonly paths: { readonly direct: number; readonly relay: number };
   /** Device counters by name: drops, staged bytes. */
   readonly counters: ReadonlyMap<string, number>;
 }

@@ -6,6 +6,7 @@ import type { AgentStatus } from "./control.ts";
 import { makePeers } from "./daemon/testing/fake-agent.ts";
 import { AREAS, type Area, type Finding } from "./examination.ts";
 import { type AgentFacts, examineAgent } from "./findings.ts";
+import { WakeMeter } from "./metrics/wake-meter.ts";
 import type { NatView } from "./peer/direct-paths.ts";
 
 const SERVER = parseEndpoint("198.51.100.1:3478");
@@ -50,6 +51,8 @@ const STATUS: AgentStatus = {
   counts: { total: 0, idle: 0, connecting: 0, connected: 0 },
   peers: [],
   counters: new Map(),
+  wakeTotals: new WakeMeter().totals,
+  paths: { direct: 0, relay: 0 },
 };
 
 const HEALTHY: AgentFacts = {

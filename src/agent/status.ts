@@ -11,6 +11,7 @@ import type {
   RelayStatus,
   ServiceStatus,
 } from "./control.ts";
+import type { WakeTotals } from "./metrics/wake-meter.ts";
 import type { PeerConnection, PeerInfo } from "./peer/peer-connection.ts";
 import type { ServiceRecorder } from "./service-recorder.ts";
 import type { Session } from "./session.ts";
@@ -22,6 +23,7 @@ export interface StatusSources {
   readonly session: Session | undefined;
   readonly publicKey: PublicKey | undefined;
   readonly isPinned: (key: PublicKey) => boolean;
+  readonly wakeTotals: WakeTotals;
 }
 
 const DEFAULT_THRESHOLD = 15 * 60_000;
@@ -58,6 +60,10 @@ export function buildStatus(sources: StatusSources): AgentStatus {
       return peers;
     },
     wakes: session?.engine.connections.wakes,
+    wakeTotals: sources.wakeTotals,
+    get paths() {
+      return countPaths(session);
+    },
     counters: session ? counters(session) : new Map(),
   };
 }
@@ -113,6 +119,13 @@ function countPeers({ engine }: Session): PeerCounts {
   }
   const asleep = engine.connections.size - awake + engine.model.offline.length;
   return { ...counts, total: asleep + awake, idle: asleep + counts.idle };
+}
+
+function countPaths(session: Session | undefined): AgentStatus["paths"] {
+  const paths = { direct: 0, relay: 0 };
+  for (const { status, path } of session?.engine.connections.awakePeers ?? [])
+    if (status === "connected" && path.kind !== "none") paths[path.kind]++;
+  return paths;
 }
 
 /** All peers, each read when it is asked for. */

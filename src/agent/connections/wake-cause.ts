@@ -21,3 +21,19 @@ function describePacket({ protocol, source, destination, sourcePort, destination
     port === 0 || !WITH_PORTS.has(protocol) ? address : `${address.includes(":") ? `[${address}]` : address}:${port}`;
   return `${name} ${end(source, sourcePort)} -> ${end(destination, destinationPort)}`;
 }
+
+/** Kinds of causes, for counting them. */
+export type WakeKind = "tcp" | "udp" | "icmp" | "other-traffic" | "dns" | "offer" | "handshake" | "hand" | "other";
+
+/** What kind of cause the words of a timeline's `wake` entry tell. */
+export function wakeKind(detail: string): WakeKind {
+  const [first = ""] = detail.split(" ", 1);
+  if (first === "tcp" || first === "udp") return first;
+  if (first === "icmp" || first === "icmp6") return "icmp";
+  if (first === "dns") return "dns";
+  if (first === "protocol") return "other-traffic";
+  if (detail.startsWith("its offer")) return "offer";
+  if (detail.startsWith("its handshake") || detail.startsWith("its packet")) return "handshake";
+  if (detail.startsWith("perch peers")) return "hand";
+  return "other";
+}

@@ -40,6 +40,8 @@ export interface LifecycleDeps {
   readonly log: Logger;
   /** Settings in the daemon's own environment. */
   readonly environment: SettingValues;
+  /** Takes settings that are the daemon's and not the agent's, before the tunnel changes. Its failure is that of the order. */
+  readonly takeSettings?: (settings: ResolvedSettings) => Promise<void>;
 }
 
 export interface LifecycleOptions {
@@ -129,7 +131,8 @@ export class AgentLifecycle {
     progress: (line: string) => void,
   ): Promise<boolean> {
     return this.#run(signal, async (running) => {
-      const { agent, store } = this.#deps;
+      const { agent, store, takeSettings } = this.#deps;
+      await takeSettings?.(resolveSettings({ ...layers, setting: store.values }));
       if (agent.status().state === "up" && this.#running && sameSettings(this.#running, settings)) {
         this.#layers = layers;
         this.#keep(order);

@@ -2,11 +2,13 @@ import { join } from "node:path";
 import type { Logger } from "#base/log.ts";
 import type { Clock } from "#base/time.ts";
 import type { AgentControl } from "../control.ts";
+import { MetricsServer } from "../metrics/metrics-server.ts";
 import { AgentLifecycle } from "./agent-lifecycle.ts";
+import { DaemonError } from "./daemon-error.ts";
 import type { DaemonLog } from "./daemon-log.ts";
 import { daemonHandler, serveDaemon } from "./daemon-server.ts";
 import type { DaemonServiceDeps } from "./daemon-service.ts";
-import { settingsFromEnvironment } from "./settings.ts";
+import { type ResolvedSettings, settingsFromEnvironment, settingValue } from "./settings.ts";
 import { makeStateDir, SettingsStore } from "./settings-store.ts";
 import { DAEMON_LOCK_FILE, restoreMachine } from "./state-clean.ts";
 import { takeLock } from "./state-lock.ts";
@@ -68,7 +70,16 @@ export async function startDaemon(deps: DaemonDeps, options: DaemonOptions): Pro
     log.logger.warn("a variable is ignored", { err: error.message }),
   );
   const agent = undo.use(deps.createAgent({ clock, log: log.logger, stateDir }));
-  const lifecycle = new AgentLifecycle({ agent, store, clock, log: log.logger, environment });
+  const startedAt = clock.wall();
+  const metrics = undo.use(new MetricsServer({ agent, log: log.logger, version: options.version, startedAt }));
+  const takeSettings = async (settings: ResolvedSettings): Promise<void> => {
+    const at = settingValue(settings, "metrics");
+    await metrics.serveAt(at).catch((cause: Error) => {
+      throw new DaemonError("metrics-listen", `cannot serve metrics at ${at}: ${cause.message}`, { cause });
+    });
+  };
+  const lifecycle = new AgentLifecycle({ agent, store, clock, log: log.logger, environment, takeSettings });
+  await takeSettings(lifecycle.settings).catch((error: DaemonError) => log.logger.error(error.message));
   undo.defer(() => lifecycle.close());
   const closing = new AbortController();
   const feed = new StatusFeed(agent);
@@ -82,7 +93,7 @@ export async function startDaemon(deps: DaemonDeps, options: DaemonOptions): Pro
     ui,
     log,
     version: options.version,
-    startedAt: clock.wall(),
+    startedAt,
     wall: () => clock.wall(),
     closing: closing.signal,
   };

@@ -1,5 +1,6 @@
 import type { PublicKey } from "#base/keys.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
+import { type WakeKind, wakeKind } from "../connections/wake-cause.ts";
 import type { AgentControl, ChangedPeers, PeerStatus, TimelineEntry } from "../control.ts";
 
 /** How often the peers' states are counted. */
@@ -10,8 +11,6 @@ export const QUIET_INTERVAL: Millis = 60_000;
 export const SAMPLES_MAX = 7200;
 /** Wakes kept; the oldest go first. */
 export const WAKES_MAX = 2000;
-
-export type WakeKind = "tcp" | "udp" | "icmp" | "other-traffic" | "offer" | "handshake" | "hand" | "other";
 
 /** How many peers were in which state at `at` (wall clock ms). */
 export interface StateSample {
@@ -185,16 +184,4 @@ export class ActivityLog {
   #tell(): void {
     for (const wake of [...this.#waiting]) wake();
   }
-}
-
-/** What kind of cause the words of a timeline's `wake` entry tell. */
-export function wakeKind(detail: string): WakeKind {
-  const [first = ""] = detail.split(" ", 1);
-  if (first === "tcp" || first === "udp") return first;
-  if (first === "icmp" || first === "icmp6") return "icmp";
-  if (first === "protocol") return "other-traffic";
-  if (detail.startsWith("its offer")) return "offer";
-  if (detail.startsWith("its handshake") || detail.startsWith("its packet")) return "handshake";
-  if (detail.startsWith("perch peers")) return "hand";
-  return "other";
 }

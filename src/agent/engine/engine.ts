@@ -13,6 +13,7 @@ import { isHandshake } from "#relay/protocol/messages.ts";
 import type { SignalClient } from "#signal/client/signal-client.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
 import { ConnectionManager } from "../connections/connection-manager.ts";
+import type { TimelineEntry } from "../control.ts";
 import type { NameSink } from "../dns/name-service.ts";
 import { AgentError } from "../errors.ts";
 import { Firewall, type FirewallStatus } from "../firewall/firewall.ts";
@@ -45,6 +46,8 @@ export interface EngineDeps {
   readonly names?: NameSink;
   /** Something that status shows changed; the peer when it concerns one only. */
   readonly changed: (peer: PeerConnection | undefined) => void;
+  /** Called with every entry of a peer's story. */
+  readonly noted?: ((peer: PublicKey, entry: TimelineEntry) => void) | undefined;
   /** The machine's interfaces; default os.networkInterfaces. */
   readonly interfaces?: typeof networkInterfaces;
 }

@@ -91,6 +91,8 @@ export interface PeerDeps {
   readonly presharedKey: PresharedKey | undefined;
   /** Called after every change of what status shows. */
   readonly changed: (peer: PeerConnection) => void;
+  /** Called with every entry of a peer's story. */
+  readonly noted?: ((peer: PublicKey, entry: TimelineEntry) => void) | undefined;
 }
 
 /** What the network map says of a peer. */
@@ -294,7 +296,8 @@ export class PeerConnection {
 
   get #story(): Timeline {
     const record = this.#own;
-    record.timeline ??= new Timeline(this.#deps.clock);
+    const { clock, noted } = this.#deps;
+    record.timeline ??= new Timeline(clock, noted && ((entry) => noted(this.key, entry)));
     return record.timeline;
   }
 

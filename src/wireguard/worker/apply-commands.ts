@@ -279,6 +279,7 @@ export class CommandApplier {
     const { peers, timers, stats } = this.#deps;
     const row = stats.row(slot);
     stats.words[row + (sent ? PeerField.txBytes : PeerField.rxBytes)]! += bytes;
+    stats.words[Counter[sent ? "tx-bytes" : "rx-bytes"]]! += bytes;
     stats.words[row + (sent ? PeerField.lastTx : PeerField.lastRx)] = this.now;
     const peer = peers.active(slot);
     if (!peer) return;

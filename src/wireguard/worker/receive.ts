@@ -195,6 +195,7 @@ export class Receiver {
 
     const row = stats.row(peer.slot);
     this.#words[row + PeerField.rxBytes]! += length;
+    this.#words[Counter["rx-bytes"]]! += length;
     this.#words[row + PeerField.lastRx] = this.now;
     this.#words[Counter["rx-packets"]]!++;
     if (session === peer.next) this.#confirmed(peer, session, source);

@@ -51,6 +51,8 @@ export const DEVICE_COUNTERS = [
   "gso-disabled",
   "drop-filter",
   "filter-connections",
+  "rx-bytes",
+  "tx-bytes",
 ] as const;
 export type DeviceCounter = (typeof DEVICE_COUNTERS)[number];
 

@@ -278,6 +278,7 @@ export class Transmitter {
     }
     this.#words[stats.row(peer.slot) + PeerField.txBytes]! += size;
     this.#words[Counter["tx-packets"]]!++;
+    this.#words[Counter["tx-bytes"]]! += size;
   }
 
   /** Writes header, ciphertext and tag to offset `to` of `view`, whose memory begins at address `base`. */

@@ -15,6 +15,7 @@ import type {
 } from "../../control.ts";
 import type { AgentExamination, PairExamination } from "../../examination.ts";
 import { examineAgent } from "../../findings.ts";
+import { WakeMeter } from "../../metrics/wake-meter.ts";
 import { diagnosePair, type PairFacts } from "../../peer/diagnosis.ts";
 import type { DirectAttempt } from "../../peer/direct-attempts.ts";
 import type { NatView } from "../../peer/direct-paths.ts";
@@ -77,6 +78,7 @@ const FAKE_ATTEMPT: DirectAttempt = {
   ],
 };
 
+const NOTHING_COUNTED = { wakeTotals: new WakeMeter().totals, paths: { direct: 0, relay: 0 } };
 const NO_SERVICE = { url: "", connected: false, since: 0 };
 
 /**
@@ -108,6 +110,7 @@ export class FakeAgent implements AgentControl, AsyncDisposable {
       counts: countPeers([]),
       peers: [],
       counters: new Map(),
+      ...NOTHING_COUNTED,
     };
   }
 
@@ -180,6 +183,7 @@ export class FakeAgent implements AgentControl, AsyncDisposable {
       counts: countPeers([]),
       peers: [],
       counters: new Map(),
+      ...NOTHING_COUNTED,
     };
     this.#tell("all");
   }
