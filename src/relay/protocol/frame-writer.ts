@@ -2,6 +2,7 @@ import { randomFillSync } from "node:crypto";
 import type { Duplex } from "node:stream";
 import type { Clock, Millis, Timer } from "#base/time.ts";
 import { FlowQueue, type FlowQueueOptions } from "./flow-queue.ts";
+import { applyMask } from "./frame-mask.ts";
 import { RELAY_MESSAGE_MAX_BYTES } from "./messages.ts";
 
 /*
@@ -255,16 +256,6 @@ function writeMasked(batch: Buffer, at: number, message: Uint8Array): number {
   const to = at + 4;
   const end = to + message.length;
   batch.set(message, to);
-  const key = [a, b, c, d] as const;
-  // In words of the batch's own alignment, with the key turned to where each word begins.
-  const aligned = to + (-(batch.byteOffset + to) & 3);
-  const wordsFrom = aligned <= end ? aligned : to;
-  for (let i = to; i < wordsFrom; i++) batch[i]! ^= key[(i - to) & 3]!;
-  const wordCount = aligned <= end ? (end - wordsFrom) >> 2 : 0;
-  const words = new Int32Array(batch.buffer, wordCount > 0 ? batch.byteOffset + wordsFrom : 0, wordCount);
-  const turn = (wordsFrom - to) & 3;
-  const word = key[turn]! | (key[(turn + 1) & 3]! << 8) | (key[(turn + 2) & 3]! << 16) | (key[(turn + 3) & 3]! << 24);
-  for (let i = 0; i < wordCount; i++) words[i]! ^= word;
-  for (let i = wordsFrom + 4 * wordCount; i < end; i++) batch[i]! ^= key[(i - to) & 3]!;
+  applyMask(batch, to, end, [a, b, c, d]);
   return 4 + message.length;
 }

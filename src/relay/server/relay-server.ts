@@ -18,6 +18,7 @@ import {
   TRANSPORT_HEADER_BYTES,
 } from "../protocol/messages.ts";
 import { HEALTH_PROBE_ID, PEER_ID_BYTES, PeerId } from "../protocol/peer-id.ts";
+import { readFrames } from "./frame-reader.ts";
 import { PresenceIndex } from "./presence.ts";
 import { RelayLink } from "./relay-link.ts";
 
@@ -247,16 +248,20 @@ export class RelayServer {
       settle();
       if (link) this.#remove(link);
     });
-    ws.on("message", (data, isBinary) => {
+    const receive = (data: Buffer): void => {
       // Frames that are still in the buffer of a connection which was dropped.
       if (ws.readyState !== ws.OPEN) return;
-      if (!Buffer.isBuffer(data) || !isBinary) return ws.terminate();
       if (link) return this.#receive(link, data);
       const id = this.#authenticate(data, address);
       if (id === undefined) return ws.terminate();
       settle();
       link = this.#add(id, ws, socket, address);
+    };
+    ws.on("message", (data, isBinary) => {
+      if (Buffer.isBuffer(data) && isBinary) receive(data);
+      else ws.terminate();
     });
+    readFrames(socket, receive, RELAY_MESSAGE_MAX_BYTES);
   }
 
   /** The peer ID of a valid Auth. */
