@@ -22,7 +22,7 @@ import type { SessionKeys } from "./handshake.ts";
 import type { HandshakeAction } from "./handshake-action.ts";
 import { HandshakeManager } from "./handshake-manager.ts";
 import { INITIATION_BYTES, isHandshake, RESPONSE_BYTES } from "./messages.ts";
-import { NO_PATH, NO_PATHS, type PeerRow, PeerTable, samePresharedKey } from "./peer-table.ts";
+import { NO_PATH, NO_PATHS, type PeerRow, PeerTable, samePresharedKey, useOf } from "./peer-table.ts";
 import type { Plane } from "./plane.ts";
 import { Quota } from "./quota.ts";
 import { restorePeers } from "./restore-peers.ts";
@@ -107,8 +107,8 @@ export class EmbeddedDevice implements WireGuardDevice {
     }
     if (!samePresharedKey(row.presharedKey, config.presharedKey)) row.presharedKey = config.presharedKey;
     this.#setPrefixes(row, config);
-    if (row.keepalive !== keepalive) {
-      row.keepalive = keepalive;
+    if (row.use.keepalive !== keepalive) {
+      useOf(row).keepalive = keepalive;
       this.#plane.setKeepalive(row.slot, keepalive);
     }
     this.#setMode(row, config.mode);
@@ -128,7 +128,7 @@ export class EmbeddedDevice implements WireGuardDevice {
     const row = this.#peers.add(key, this.#clock.now());
     if (!row) throw new DeviceError("too-many-peers", `the device has ${this.#peers.size} peers and no room for more`);
     row.mode = config.mode;
-    row.keepalive = keepalive;
+    if (keepalive !== 0) useOf(row).keepalive = keepalive;
     row.presharedKey = config.presharedKey;
     this.#plane.addPeer(row.slot, { asleep: config.mode === "asleep", keepalive });
     this.#setPrefixes(row, config);
@@ -142,13 +142,13 @@ export class EmbeddedDevice implements WireGuardDevice {
 
   declineWake(key: PublicKey): void {
     const row = this.#peers.get(key);
-    if (row?.mode === "asleep" && row.woken && !this.#closing) this.#enterMode(row, "asleep");
+    if (row?.mode === "asleep" && row.use.woken && !this.#closing) this.#enterMode(row, "asleep");
   }
 
   postponeWake(key: PublicKey, staged: "keep" | "drop"): void {
     const row = this.#peers.get(key);
     if (row?.mode !== "asleep" || this.#closing) return;
-    row.woken = false;
+    useOf(row).woken = false;
     if (staged === "drop") this.#plane.dropStaged(row.slot);
     this.#plane.rearmWake(row.slot);
   }
@@ -159,13 +159,14 @@ export class EmbeddedDevice implements WireGuardDevice {
 
   #enterMode(row: PeerRow, mode: PeerRow["mode"]): void {
     row.mode = mode;
-    row.woken = false;
-    row.path = NO_PATH;
-    row.adopted = undefined;
-    row.initiatePaths = NO_PATHS;
-    row.delayedPaths = undefined;
-    const { heard } = row;
-    row.heard = undefined;
+    const use = useOf(row);
+    const { heard } = use;
+    use.woken = false;
+    use.path = NO_PATH;
+    use.adopted = undefined;
+    use.heard = undefined;
+    use.initiatePaths = NO_PATHS;
+    use.delayedPaths = undefined;
     if (mode === "asleep") {
       this.#handshakes.rest(row.slot);
       this.#armTimer();
@@ -179,15 +180,16 @@ export class EmbeddedDevice implements WireGuardDevice {
   setPath(key: PublicKey, path: DevicePath): void {
     const row = this.#peers.get(key);
     if (!row || row.mode === "asleep" || this.#closing) return;
-    const before = row.adopted ?? row.path;
-    row.path = path;
-    row.adopted = undefined;
+    const use = useOf(row);
+    const before = use.adopted ?? use.path;
+    use.path = path;
+    use.adopted = undefined;
     if (!samePath(before, path)) this.#plane.setPath(row.slot, path);
     if (path.kind === "none") return;
     const now = this.#clock.now();
     if (this.#handshakes.isInFlight(row.slot)) {
       // The answer is awaited over other paths: this one gets the same message, unless that is too old to be of use.
-      if (row.sentOver.some((sent) => samePath(sent, path))) return;
+      if (use.sentOver.some((sent) => samePath(sent, path))) return;
       this.#run(this.#handshakes.initiate(row.slot, now, WORTH_REPEATING), { paths: [path] });
     } else if (before.kind === "none" && this.#isWaiting(row)) {
       this.#run(this.#handshakes.initiate(row.slot, now), { paths: [path] });
@@ -197,9 +199,10 @@ export class EmbeddedDevice implements WireGuardDevice {
   initiate(key: PublicKey, paths: readonly DevicePath[]): boolean {
     const row = this.#peers.get(key);
     if (!row || row.mode === "asleep" || this.#closing) return false;
-    row.initiatePaths = paths.filter((path) => path.kind !== "none");
+    const use = useOf(row);
+    use.initiatePaths = paths.filter((path) => path.kind !== "none");
     const actions = this.#handshakes.initiate(row.slot, this.#clock.now());
-    this.#run(actions, { paths: row.initiatePaths });
+    this.#run(actions, { paths: use.initiatePaths });
     return actions.length > 0;
   }
 
@@ -265,7 +268,7 @@ export class EmbeddedDevice implements WireGuardDevice {
 
   #stats(row: PeerRow): DevicePeerStats {
     const { rxBytes, txBytes, lastDataRx, lastDataTx, lastRx, stagedBytes } = this.#plane.peerCounters(row.slot);
-    return { rxBytes, txBytes, lastHandshake: row.lastHandshake, lastDataRx, lastDataTx, lastRx, stagedBytes };
+    return { rxBytes, txBytes, lastHandshake: row.use.lastHandshake, lastDataRx, lastDataTx, lastRx, stagedBytes };
   }
 
   get #isBusy(): boolean {
@@ -303,8 +306,8 @@ export class EmbeddedDevice implements WireGuardDevice {
       const row = this.#peers.at(slot);
       if (!row || row.mode === "asleep") return;
       // What the worker adopted by itself is overruled by a path that was chosen meanwhile.
-      const isKnown = row.adopted && samePath(row.adopted, packetSource(source));
-      if (adopted && row.path.kind === "none") row.adopted = packetSource(source);
+      const isKnown = row.use.adopted && samePath(row.use.adopted, packetSource(source));
+      if (adopted && row.use.path.kind === "none") useOf(row).adopted = packetSource(source);
       if (!isKnown) this.#hint(row, packetSource(source));
     });
     events.on("silent", ({ slot }) => {
@@ -340,13 +343,13 @@ export class EmbeddedDevice implements WireGuardDevice {
   }
 
   #wake(row: PeerRow, cause: DeviceEvents["wake"]["cause"]): void {
-    if (row.mode !== "asleep" || row.woken) return;
-    row.woken = true;
+    if (row.mode !== "asleep" || row.use.woken) return;
+    useOf(row).woken = true;
     this.events.emit("wake", { key: row.key, cause });
   }
 
   #establish(row: PeerRow, how: Omit<DeviceEvents["established"], "key">): void {
-    row.lastHandshake = this.#clock.wall();
+    useOf(row).lastHandshake = this.#clock.wall();
     this.events.emit("established", { key: row.key, ...how });
   }
 
@@ -377,21 +380,24 @@ export class EmbeddedDevice implements WireGuardDevice {
     }
     switch (action.kind) {
       case "send-initiation": {
-        const paths = context.paths ?? row.delayedPaths ?? this.#pathsOf(row);
-        row.delayedPaths = undefined;
-        row.sentOver = action.repeated ? [...row.sentOver, ...paths] : paths;
+        const use = useOf(row);
+        const paths = context.paths ?? use.delayedPaths ?? this.#pathsOf(row);
+        use.delayedPaths = undefined;
+        use.sentOver = action.repeated ? [...use.sentOver, ...paths] : paths;
         for (const path of paths) this.#send(row, path, action.message, undefined);
         if (paths.length > 0) this.#plane.noteAuthenticated(row.slot, "sent", action.message.length * paths.length);
         return;
       }
-      case "initiation-delayed":
-        if (context.paths) row.delayedPaths = [...(row.delayedPaths ?? NO_PATHS), ...context.paths];
-        row.sentOver = row.delayedPaths ?? NO_PATHS;
+      case "initiation-delayed": {
+        const use = useOf(row);
+        if (context.paths) use.delayedPaths = [...(use.delayedPaths ?? NO_PATHS), ...context.paths];
+        use.sentOver = use.delayedPaths ?? NO_PATHS;
         return;
+      }
       case "initiation-accepted":
         this.#plane.noteAuthenticated(row.slot, "received", INITIATION_BYTES);
         this.#wake(row, { kind: "handshake", source: packetSource(action.source) });
-        if (row.path.kind !== "none") this.#hint(row, packetSource(action.source));
+        if (row.use.path.kind !== "none") this.#hint(row, packetSource(action.source));
         return;
       case "session":
         this.#install(row, action.keys, action.createdAt);
@@ -401,7 +407,7 @@ export class EmbeddedDevice implements WireGuardDevice {
         const source = packetSource(action.source);
         this.#adopt(row, source);
         this.#plane.noteAuthenticated(row.slot, "received", RESPONSE_BYTES);
-        if (row.path.kind !== "none") this.#hint(row, source);
+        if (row.use.path.kind !== "none") this.#hint(row, source);
         this.#establish(row, { role: "initiator", source, ...(action.rtt === undefined ? {} : { rtt: action.rtt }) });
         return;
       }
@@ -424,22 +430,25 @@ export class EmbeddedDevice implements WireGuardDevice {
   /** Where a handshake or data just worked is good enough for data until the caller chooses, at once or on waking. */
   #adopt(row: PeerRow, source: PacketSource): void {
     if (row.mode === "asleep") {
-      row.heard = source;
+      useOf(row).heard = source;
       return;
     }
-    if (row.path.kind !== "none" || (row.adopted && samePath(row.adopted, source))) return;
-    row.adopted = source;
+    const use = useOf(row);
+    if (use.path.kind !== "none" || (use.adopted && samePath(use.adopted, source))) return;
+    use.adopted = source;
     this.#plane.setPath(row.slot, source);
     this.#hint(row, source);
   }
 
   #hint(row: PeerRow, source: PacketSource): void {
-    if (row.mode === "awake" && !samePath(row.path, source)) this.events.emit("path-hint", { key: row.key, source });
+    if (row.mode === "awake" && !samePath(row.use.path, source))
+      this.events.emit("path-hint", { key: row.key, source });
   }
 
   #pathsOf(row: PeerRow): readonly DevicePath[] {
-    if (row.path.kind !== "none") return [row.path];
-    return row.adopted ? [row.adopted] : row.initiatePaths;
+    const { path, adopted, initiatePaths } = row.use;
+    if (path.kind !== "none") return [path];
+    return adopted ? [adopted] : initiatePaths;
   }
 
   #send(row: PeerRow | undefined, path: DevicePath, message: Uint8Array, from: IpAddress | undefined): void {

@@ -3,17 +3,23 @@ import type { PresharedKey, PublicKey } from "#base/keys.ts";
 import type { Millis } from "#base/time.ts";
 import type { DevicePath, PacketSource } from "./device.ts";
 
-/** One configured peer of the embedded device. An asleep one has nothing but this. */
+/** One configured peer of the embedded device. One that never woke has nothing but this. */
 export interface PeerRow {
   readonly key: PublicKey;
   /** Names the peer towards the data worker. */
   readonly slot: number;
   mode: "asleep" | "awake";
   presharedKey: PresharedKey | undefined;
-  /** Seconds, 0 = off. */
-  keepalive: number;
   /** The list as last given, of which others may have taken some away: the same object again means no change. */
   allowedIps: readonly Prefix[];
+  /** To read; `useOf` is to write. */
+  use: Readonly<PeerUse>;
+}
+
+/** What a row has once the peer was awake, called or heard. */
+export interface PeerUse {
+  /** Seconds, 0 = off. */
+  keepalive: number;
   /** Chosen by the caller; `none` while asleep. */
   path: DevicePath;
   /** Stands in while `path` is `none`: where the peer was last heard. */
@@ -81,16 +87,8 @@ export class PeerTable {
       slot,
       mode: "asleep",
       presharedKey: undefined,
-      keepalive: 0,
       allowedIps: NO_PREFIXES,
-      path: NO_PATH,
-      adopted: undefined,
-      heard: undefined,
-      initiatePaths: NO_PATHS,
-      delayedPaths: undefined,
-      sentOver: NO_PATHS,
-      woken: false,
-      lastHandshake: 0,
+      use: NO_USE,
     };
     this.#byKey.set(key, row);
     this.#bySlot[slot] = row;
@@ -151,6 +149,25 @@ export class PeerTable {
 
 export const NO_PATH: DevicePath = { kind: "none" };
 export const NO_PATHS: readonly DevicePath[] = [];
+/** Of all rows that have no own one. */
+const NO_USE: Readonly<PeerUse> = Object.freeze({
+  keepalive: 0,
+  path: NO_PATH,
+  adopted: undefined,
+  heard: undefined,
+  initiatePaths: NO_PATHS,
+  delayedPaths: undefined,
+  sentOver: NO_PATHS,
+  woken: false,
+  lastHandshake: 0,
+});
+
+/** The row's own, made when it has none. */
+export function useOf(row: PeerRow): PeerUse {
+  if (row.use === NO_USE) row.use = { ...NO_USE };
+  return row.use;
+}
+
 const NO_PREFIXES: readonly Prefix[] = [];
 const NO_CHANGE: PrefixChange = { added: [], removed: [] };
 

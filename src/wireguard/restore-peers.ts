@@ -10,13 +10,14 @@ export function restorePeers(plane: Plane, peers: PeerTable, handshakes: Handsha
   const lost = handshakes.noteSessionsLost();
   const orphans: PeerRow[] = [];
   for (const row of peers.rows()) {
-    const { slot, mode, keepalive } = row;
+    const { slot, mode } = row;
+    const { keepalive } = row.use;
     // What waited for the peer is still in its row of counters: the new worker does not run yet.
     const waited = plane.peerCounters(slot).stagedBytes > 0;
     plane.restorePeer(slot, { asleep: mode === "asleep", keepalive });
     for (const prefix of peers.prefixesOf(row)) plane.addPrefix(slot, prefix);
     if (mode === "asleep") continue;
-    const path = row.adopted ?? row.path;
+    const path = row.use.adopted ?? row.use.path;
     if (path.kind !== "none") plane.setPath(slot, path);
     if (lost.has(slot) || waited || handshakes.isInFlight(slot)) orphans.push(row);
   }
