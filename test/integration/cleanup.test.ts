@@ -12,7 +12,7 @@ import { filesBelow, type MachineState, readMachine } from "./machine-state.ts";
 /** When after the start of `perch up` the daemon is killed: before, during and after login, interface and map. */
 const KILL_AFTER: readonly Millis[] = [0, 200, 300, 450];
 /** Files of an agent that was up once. */
-const KEPT = ["daemon.log", "state/", "state/private.key", "state/settings.json"];
+const KEPT = ["daemon.log", "state/", "state/handshake-timestamp", "state/private.key", "state/settings.json"];
 
 type NetworkState = Omit<MachineState, "programs">;
 
