@@ -1,6 +1,6 @@
 import { type KeyboardEvent, type ReactNode, useEffect, useMemo, useRef, useState } from "react";
 import type uPlot from "uplot";
-import type { Peer } from "../../src/gen/daemon_pb.ts";
+import type { Peer, TimelineEntry } from "../../src/gen/daemon_pb.ts";
 import { Chart, type Line } from "./chart.tsx";
 import { formatAge, formatBytes, formatDayAndTime, formatMillis } from "./format.ts";
 import type { PeerRow } from "./peer-row.ts";
@@ -93,6 +93,8 @@ export function PeerDrawer({ row, store, client, close }: Props) {
         </p>
       )}
 
+      <SleepTalk timeline={detailed?.timeline ?? []} />
+
       <h3>Path</h3>
       <PathFacts peer={peer} />
       <h3>Last wakes</h3>
@@ -120,6 +122,19 @@ export function PeerDrawer({ row, store, client, close }: Props) {
       </dl>
     </aside>
   );
+}
+
+/** What became of a wish to sleep: a Perch agent at the other end is asked, and may have a reason to stay awake. */
+function SleepTalk({ timeline }: { readonly timeline: readonly TimelineEntry[] }) {
+  const last = timeline.at(-1);
+  switch (last?.event) {
+    case "sleep-proposed":
+      return <output className="dim">The other side is asked to sleep as well.</output>;
+    case "sleep-refused":
+      return <output className="dim">It stays awake: {last.detail}.</output>;
+    default:
+      return null;
+  }
 }
 
 function PathFacts({ peer }: { readonly peer: Peer }) {
