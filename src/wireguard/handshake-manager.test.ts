@@ -254,6 +254,17 @@ describe("what is asked for", () => {
     assert.equal(a.isInFlight(1), false);
   });
 
+  it("sends the next one 20 ms after an answer that came late, for the responder may have been slow", () => {
+    const { a, b, clock, atA, atB } = pair();
+    const first = only(a.initiate(1, clock.now()), "send-initiation").message;
+    clock.advance(60);
+    atA(only(atB(first), "send-reply").message);
+    only(a.initiate(1, clock.now()), "initiation-delayed");
+    clock.advance(a.nextDeadline()! - clock.now());
+    only(atB(only(a.tick(clock.now()), "send-initiation").message), "send-reply");
+    assert.equal(b.counters().get("drop-handshake-flood") ?? 0, 0);
+  });
+
   it("is nothing for an unknown slot or a degenerate key", () => {
     const { a, clock, peers } = pair();
     assert.deepEqual(a.initiate(9, clock.now()), []);

@@ -83,7 +83,8 @@ interface Contact {
   inFlight: InFlight | undefined;
   /** An initiation waits for the gap to the one before; the time its run of attempts began. */
   delayedFrom: Millis | undefined;
-  lastInitiationAt: Millis;
+  /** The remote would refuse an initiation that comes earlier. */
+  initiateFrom: Millis;
   /** Last initiation or response sent, for the 5 s rule. */
   lastSentAt: Millis;
   lastAcceptedAt: Millis;
@@ -205,10 +206,9 @@ export class HandshakeManager {
     const contact = peer && this.#contact(this.#know(peer), now);
     if (!contact) return [];
     this.#dropInFlight(slot, contact);
-    const sendAt = contact.lastInitiationAt + INITIATION_GAP;
-    if (now < sendAt) {
+    if (now < contact.initiateFrom) {
       contact.delayedFrom = startedAt;
-      this.#deadlines.set(slot, sendAt);
+      this.#deadlines.set(slot, contact.initiateFrom);
       return [{ kind: "initiation-delayed", slot: slot }];
     }
     const localIndex = this.#indices.allocate(slot);
@@ -223,7 +223,7 @@ export class HandshakeManager {
     }
     contact.cookies.stamp(sent.message, now);
     contact.inFlight = { sent, sentAt: now, startedAt, resent: false };
-    contact.lastInitiationAt = now;
+    contact.initiateFrom = now + INITIATION_GAP;
     contact.lastSentAt = now;
     contact.lastActiveAt = now;
     const repeatAt = now + this.#timing.rekeyTimeout + this.#random() * this.#timing.jitter;
@@ -392,6 +392,8 @@ export class HandshakeManager {
     // The index goes on living as the session's.
     contact.inFlight = undefined;
     contact.lastActiveAt = now;
+    // A busy remote may have taken the initiation only just now.
+    contact.initiateFrom = Math.max(contact.initiateFrom, now + HANDSHAKE_INITIATION_INTERVAL);
     this.#deadlines.cancel(peer.slot);
     this.#count("handshake-completed");
     // First the news, so that a path chosen upon it is the one that the waiting packets take.
@@ -437,7 +439,7 @@ export class HandshakeManager {
       cookies: new CookieJar(),
       inFlight: undefined,
       delayedFrom: undefined,
-      lastInitiationAt: Number.NEGATIVE_INFINITY,
+      initiateFrom: Number.NEGATIVE_INFINITY,
       lastSentAt: Number.NEGATIVE_INFINITY,
       lastAcceptedAt: Number.NEGATIVE_INFINITY,
       lastActiveAt: now,
