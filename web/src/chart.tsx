@@ -45,7 +45,7 @@ export function Chart({ title, lines, data, format, height, steps = false }: Pro
           { ...axis, grid, ticks: { show: false }, size: 50, space: 32, values: (_, values) => values.map(format) },
         ],
         series: [
-          { label: "Time", value: (_, at) => (at == null ? "" : new Date(at * 1000).toLocaleTimeString()) },
+          { label: "Time", value: (_, at) => (at == null ? "" : WITH_SECONDS.format(at * 1000)) },
           ...lines.map(({ label, colour, filled }) => ({
             label,
             stroke: styleValue(colour),

@@ -16,6 +16,7 @@ const COLUMNS: readonly { readonly column: Column; readonly title: string }[] = 
 ];
 
 const ROW_PX = 40;
+const TITLES_PX = 34;
 /** Two lines. */
 const NARROW_ROW_PX = 58;
 /** Rows kept ready beyond each edge of what is visible. */
@@ -99,11 +100,15 @@ function PeerGrid({ shown, sorting, sort, openKey, open }: GridProps) {
   const scroller = useRef<HTMLDivElement>(null);
   const [activeKey, setActiveKey] = useState<string>();
   const rowPx = isNarrow ? NARROW_ROW_PX : ROW_PX;
+  const titlesPx = isNarrow ? 0 : TITLES_PX;
   const virtual = useVirtualizer({
     count: shown.length,
     getScrollElement: () => scroller.current,
     estimateSize: () => rowPx,
     overscan: OVERSCAN,
+    // The titles stay above the rows, in the same box, so that columns are as wide whatever the scroll bar takes.
+    scrollMargin: titlesPx,
+    scrollPaddingStart: titlesPx,
   });
   useEffect(() => {
     if (rowPx > 0) virtual.measure();
@@ -160,41 +165,44 @@ function PeerGrid({ shown, sorting, sort, openKey, open }: GridProps) {
       aria-rowcount={shown.length + 1}
       aria-colcount={COLUMNS.length}
     >
-      {/* biome-ignore lint/a11y/useSemanticElements: see above */}
-      {/* biome-ignore lint/a11y/useFocusableInteractive: its cells have the focus */}
-      <div className="row titles" role="row" aria-rowindex={1}>
-        {COLUMNS.map(({ column, title }) => {
-          const isSorted = sorting.column === column;
-          const direction = sorting.descending ? "descending" : "ascending";
-          return (
-            // biome-ignore lint/a11y/useSemanticElements: see above
-            // biome-ignore lint/a11y/useFocusableInteractive: the button in it has the focus
-            <div
-              key={column}
-              role="columnheader"
-              className={`cell ${column}`}
-              aria-sort={isSorted ? direction : "none"}
-            >
-              <button type="button" onClick={() => sort({ column, descending: isSorted && !sorting.descending })}>
-                {title}
-                <span className="arrow" aria-hidden="true">
-                  {isSorted ? (sorting.descending ? "↓" : "↑") : ""}
-                </span>
-              </button>
-            </div>
-          );
-        })}
-      </div>
-      {/* biome-ignore lint/a11y/useSemanticElements: see above */}
+      {/* biome-ignore lint/a11y/noStaticElementInteractions: it only hands the focus on */}
       <div
         ref={scroller}
         className="scroller"
-        role="rowgroup"
+        role="presentation"
         // A click gives the focus to the grid, which has the keyboard.
         tabIndex={-1}
-        onFocus={() => grid.current?.focus({ preventScroll: true })}
+        onFocus={({ target, currentTarget }) =>
+          target === currentTarget && grid.current?.focus({ preventScroll: true })
+        }
       >
-        <div className="space" style={{ height: virtual.getTotalSize() }}>
+        {/* biome-ignore lint/a11y/useSemanticElements: see above */}
+        {/* biome-ignore lint/a11y/useFocusableInteractive: its cells have the focus */}
+        <div className="row titles" role="row" aria-rowindex={1}>
+          {COLUMNS.map(({ column, title }) => {
+            const isSorted = sorting.column === column;
+            const direction = sorting.descending ? "descending" : "ascending";
+            return (
+              // biome-ignore lint/a11y/useSemanticElements: see above
+              // biome-ignore lint/a11y/useFocusableInteractive: the button in it has the focus
+              <div
+                key={column}
+                role="columnheader"
+                className={`cell ${column}`}
+                aria-sort={isSorted ? direction : "none"}
+              >
+                <button type="button" onClick={() => sort({ column, descending: isSorted && !sorting.descending })}>
+                  {title}
+                  <span className="arrow" aria-hidden="true">
+                    {isSorted ? (sorting.descending ? "↓" : "↑") : ""}
+                  </span>
+                </button>
+              </div>
+            );
+          })}
+        </div>
+        {/* biome-ignore lint/a11y/useSemanticElements: see above */}
+        <div className="space" role="rowgroup" style={{ height: virtual.getTotalSize() }}>
           {virtual.getVirtualItems().map(({ index, start }) => {
             const row = shown[index];
             return row ? (
@@ -202,7 +210,7 @@ function PeerGrid({ shown, sorting, sort, openKey, open }: GridProps) {
                 key={row.key}
                 row={row}
                 index={index}
-                top={start}
+                top={start - titlesPx}
                 age={row.peer.since > 0 ? formatAge(row.peer.since, now) : ""}
                 isActive={index === active}
                 isOpen={row.key === openKey}
