@@ -18,7 +18,7 @@ function drops(waited: (now: number) => number, from: number, to: number, every 
 test("short waits and small bursts drop nothing, however long they go on", () => {
   const control = new QueueControl();
   for (let now = 0; now < 10_000; now++) {
-    control.noteWait(4, now);
+    control.noteWait(10, now);
     control.noteBurst(LONG_BURST_BYTES, now);
     assert.equal(control.decideDrop(MESSAGE_BYTES, now), false);
   }
