@@ -180,6 +180,10 @@ class Agent implements AgentControl, AsyncDisposable {
     this.#changed();
   }
 
+  isWorking(): boolean {
+    return this.#session?.device.isWorking?.() ?? true;
+  }
+
   capture(options: CaptureOptions): PacketCapture {
     const { device } = this.#running();
     if (!device.startCapture)
@@ -231,11 +235,11 @@ class Agent implements AgentControl, AsyncDisposable {
         login,
         pinned: this.#pins.all(),
         changed: (peers) => this.#changed(peers),
+        noted: (peer, entry) => this.#wakes.note(peer, entry),
       });
     } catch (error) {
       await management.close();
       throw error;
-        noted: (peer, entry) => this.#wakes.note(peer, entry),
     }
     try {
       signal.throwIfAborted();

@@ -37,6 +37,8 @@ export interface AgentControl {
   pinPeer(key: PublicKey, pinned: boolean): void;
   /** Switches lazy connections live, source `setting`; undefined leaves it to the network. The daemon stores the setting. */
   setLazy(value: boolean | undefined): void;
+  /** Whether the tunnel's data path makes progress since the last call; true without a tunnel. For one watchdog. */
+  isWorking(): boolean;
   /** Inner packets of one peer or all. Throws AgentError `peer-unknown`, RangeError. */
   capture(options: CaptureOptions): PacketCapture;
   /** Checks this agent, up or down. Asks STUN servers and management's clock anew, a few seconds; changes nothing. */
@@ -102,12 +104,12 @@ export interface AgentStatus {
   readonly counts: PeerCounts;
   /** Undefined while there is no tunnel. */
   readonly wakes?: WakeCounts | undefined;
-  /** Made when it is first asked for, which takes a while where there are many. */
-  readonly peers: readonly PeerStatus[];
   /** Since the daemon started. */
   readonly wakeTotals: WakeTotals;
   /** Connected peers by the kind of their path; counted when it is asked for. */
   readonly paths: { readonly direct: number; readonly relay: number };
+  /** Made when it is first asked for, which takes a while where there are many. */
+  readonly peers: readonly PeerStatus[];
   /** Device counters by name: drops, staged bytes. */
   readonly counters: ReadonlyMap<string, number>;
 }

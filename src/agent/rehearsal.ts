@@ -238,6 +238,7 @@ class Actor {
       },
       peerCounters: () => ({ ...NOTHING_COUNTED }),
       counters: () => new Map(),
+      isWorking: () => true,
       close: async () => {},
       ...{ setCookieSecret: ignore, setAsleep: ignore, rearmWake: ignore, setKeepalive: ignore, addPrefix: ignore },
       ...{ removePrefix: ignore, removePeer: ignore, setPath: ignore, dropStaged: ignore, noteAuthenticated: ignore },

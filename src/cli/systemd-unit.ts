@@ -4,6 +4,7 @@ import { rename, rm, writeFile } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { DaemonError } from "#agent/daemon/daemon-error.ts";
+import { EXIT } from "./exit-codes.ts";
 
 /** Where an administrator's units live. */
 const UNIT_DIR = "/etc/systemd/system";
@@ -17,7 +18,11 @@ export interface UnitFlags {
   readonly logFile?: string;
 }
 
-/** The unit's text: restarts after a failure, may do what a tunnel needs and little else. */
+/**
+ * The unit's text: started when the daemon answers, restarted after a failure and when its event loop or its data worker hangs
+ * (a start with wrong flags is not tried again), may do what a tunnel needs and little else: its device, its sockets, the host's
+ * routes, rules and resolver file (so /etc stays writable).
+ */
 export function unitText(perch: string, flags: UnitFlags): string {
   const args = [
     ["--daemon-addr", flags.daemonAddr],
@@ -37,19 +42,32 @@ Wants=network-online.target
 After=network-online.target nss-lookup.target
 
 [Service]
-Type=simple
+Type=notify
+NotifyAccess=main
+WatchdogSec=30
 ExecStart=${[perch, "service", "run", ...args].map(quoteArgument).join(" ")}
+ExecReload=/bin/kill -HUP $MAINPID
 Restart=on-failure
 RestartSec=2
+RestartPreventExitStatus=${EXIT.usage}
+TimeoutStartSec=60
 TimeoutStopSec=20
 KillMode=mixed
 LimitNOFILE=65536
 UMask=0077
 CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE CAP_SYS_MODULE CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER
 NoNewPrivileges=true
+DevicePolicy=closed
+DeviceAllow=/dev/net/tun rw
+ProtectSystem=true
 ProtectHome=read-only
 ProtectClock=true
 ProtectHostname=true
+ProtectControlGroups=true
+ProtectKernelLogs=true
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=true
+SystemCallArchitectures=native
 RestrictRealtime=true
 RestrictSUIDSGID=true
 LockPersonality=true

@@ -81,6 +81,12 @@ export interface WireGuardDevice extends AsyncDisposable {
   /** Device-wide counters by name (`drop-replay`, `drop-allowed-ips`, `staged-bytes`, ...). */
   counters(): ReadonlyMap<string, number>;
 
+  /**
+   * Whether the thread that carries packets made progress since the last call, and pokes it; for a watchdog that asks every few
+   * seconds. Absent where that thread is not ours.
+   */
+  isWorking?(): boolean;
+
   /** Stops the worker, closes TUN and sockets; idempotent. */
   close(): Promise<void>;
 }

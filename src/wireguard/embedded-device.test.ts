@@ -113,6 +113,9 @@ class RecordingPlane implements Plane {
   counters(): ReturnType<Plane["counters"]> {
     return new Map([["rx-packets", 3]]);
   }
+  isWorking(): boolean {
+    return true;
+  }
   close(): Promise<void> {
     this.calls.push("close");
     return Promise.resolve();

@@ -260,6 +260,10 @@ export class EmbeddedDevice implements WireGuardDevice {
     ]);
   }
 
+  isWorking(): boolean {
+    return this.#plane.isWorking();
+  }
+
   startCapture(options: CaptureOptions = {}): PacketCapture {
     const row = options.key && this.#peers.get(options.key);
     if (options.key && !row) throw new DeviceError("peer-unknown", `no peer has the key ${options.key}`);

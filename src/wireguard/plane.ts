@@ -29,5 +29,6 @@ export type Plane = Pick<
   | "sendDatagram"
   | "peerCounters"
   | "counters"
+  | "isWorking"
   | "close"
 >;

@@ -41,6 +41,32 @@ for (const [how, expected] of [
   });
 }
 
+test("a worker that hangs is told from one that sleeps, and from one that goes on", root, async () => {
+  process.env.NODE_OPTIONS = `--import ${new URL("./kill-data-worker.ts", import.meta.url).href}`;
+  const starting = Pair.start();
+  delete process.env.NODE_OPTIONS;
+  await using pair = await starting;
+  const { a } = pair;
+  const beat = async (): Promise<boolean> => {
+    await sleep(300);
+    return a.call("isWorking");
+  };
+  const idle = [await beat(), await beat(), await beat()];
+  a.process.kill("SIGWINCH");
+  // The signal takes effect with the next poke, which the worker still hears.
+  const hung = [await beat(), await beat(), await beat(), await beat()];
+  assert.deepEqual(
+    [idle, hung.slice(2)],
+    [
+      [true, true, true],
+      [false, false],
+    ],
+  );
+  await sleep(1500);
+  await a.call("isWorking");
+  assert.equal(await beat(), true);
+});
+
 test("a deleted interface is reported and the worker does not spin", root, async () => {
   await using pair = await Pair.start();
   const { a } = pair;

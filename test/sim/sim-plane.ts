@@ -243,6 +243,10 @@ export class SimPlane implements Plane {
     return new Map([...this.#stats.device(), ["drop-relay-queue-in", 0] as const]);
   }
 
+  isWorking(): boolean {
+    return true;
+  }
+
   close(): Promise<void> {
     this.#closed = true;
     this.#timer?.cancel();

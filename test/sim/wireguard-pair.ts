@@ -87,6 +87,9 @@ class RigPlane implements Plane {
   counters(): ReturnType<Plane["counters"]> {
     return this.rig.counters();
   }
+  isWorking(): boolean {
+    return true;
+  }
   close(): Promise<void> {
     this.rig.close();
     return Promise.resolve();

@@ -45,6 +45,8 @@ export interface Scene {
   /** Runs perch against this scene's daemon. */
   readonly run: (args: string, environment?: NodeJS.ProcessEnv) => Promise<Result>;
   readonly startDaemon: (...args: readonly string[]) => Promise<Daemon>;
+  /** The same with variables of its own. */
+  readonly startDaemonWith: (environment: NodeJS.ProcessEnv, ...args: readonly string[]) => Promise<Daemon>;
 }
 
 export interface Daemon {
@@ -59,6 +61,11 @@ export function scene(t: TestContext): Scene {
   const address = `unix://${dir}/d.sock`;
   const stateDir = join(dir, "state");
   const daemons: Daemon[] = [];
+  const start = async (environment: NodeJS.ProcessEnv, args: readonly string[]): Promise<Daemon> => {
+    const daemon = await startDaemon(address, stateDir, args, environment);
+    daemons.push(daemon);
+    return daemon;
+  };
   t.after(async () => {
     for (const daemon of daemons) await daemon.stop("SIGKILL");
     rmSync(dir, { recursive: true, force: true });
@@ -68,17 +75,19 @@ export function scene(t: TestContext): Scene {
     address,
     stateDir,
     run: (args, environment = {}) => perch(args.split(" "), { PERCH_DAEMON_ADDR: address, ...environment }),
-    async startDaemon(...args) {
-      const daemon = await startDaemon(address, stateDir, args);
-      daemons.push(daemon);
-      return daemon;
-    },
+    startDaemon: (...args) => start({}, args),
+    startDaemonWith: (environment, ...args) => start(environment, args),
   };
 }
 
-async function startDaemon(address: string, stateDir: string, args: readonly string[]): Promise<Daemon> {
+async function startDaemon(
+  address: string,
+  stateDir: string,
+  args: readonly string[],
+  environment: NodeJS.ProcessEnv,
+): Promise<Daemon> {
   const child = spawn(process.execPath, [FAKE_DAEMON, "--daemon-addr", address, "--state-dir", stateDir, ...args], {
-    env: cleanEnvironment({}),
+    env: cleanEnvironment(environment),
     stdio: ["ignore", "ignore", "pipe"],
   });
   const ended = new Promise<number>((resolve) => child.once("exit", (code) => resolve(code ?? 99)));

@@ -16,7 +16,7 @@ import { PROTOCOL_LIMITS, type SessionLimits } from "./limits.ts";
 import type { DataPlaneEvents } from "./plane-events.ts";
 import { ADD_ASLEEP, ADD_RESTORED, CAPTURE_ALL, Command, FAMILY_RELAY } from "./records.ts";
 import type { Ring } from "./ring.ts";
-import { type DeviceCounter, type PeerCounters, Stats } from "./stats.ts";
+import { Counter, type DeviceCounter, type PeerCounters, Stats } from "./stats.ts";
 import { WorkerHost } from "./worker-host.ts";
 
 export interface DataPlaneOptions {
@@ -90,6 +90,7 @@ export class DataPlane implements AsyncDisposable {
   readonly #stats: Stats;
   readonly #host: WorkerHost;
   readonly #own: OwnState;
+  #turnsSeen: number | undefined;
   #closing: Promise<void> | undefined;
 
   /**
@@ -373,6 +374,19 @@ export class DataPlane implements AsyncDisposable {
       ["drop-relay-queue-in", this.#host.droppedCommands] as const,
       ["worker-restarts", this.#host.restarts] as const,
     ]);
+  }
+
+  /**
+   * Whether the worker went around its loop since the last call; asks it to do so once more. For one caller, seconds apart: false
+   * twice is a worker that hangs. True when there is none any more, which events tell.
+   */
+  isWorking(): boolean {
+    if (this.#closing || !running.has(this)) return true;
+    const turns = this.#stats.words[Counter["wake-ups"]]!;
+    const moved = turns !== this.#turnsSeen;
+    this.#turnsSeen = turns;
+    libc().write(this.#eventFd, EVENT_ONE, 8);
+    return moved;
   }
 
   /** Stops the worker, closes TUN and sockets; idempotent, and resolves when all is done. */

@@ -226,6 +226,10 @@ export class FakeAgent implements AgentControl, AsyncDisposable {
     });
   }
 
+  isWorking(): boolean {
+    return true;
+  }
+
   setLazy(value: boolean | undefined): void {
     this.calls.push(`lazy ${value}`);
     const lazy =
