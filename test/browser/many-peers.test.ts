@@ -29,8 +29,9 @@ describe("a table of 10,000 peers", { skip: skipWithoutChromium(), timeout: 90_0
         `${result.blank} frames with a gap`,
     );
     assert.ok(result.rowsMost <= ROWS_MAX, `${result.rowsMost} rows in the document`);
-    // A machine that is busy with other things shows fewer frames, never a page that stands.
-    assert.ok(result.frames / result.seconds >= 20, `${result.frames} frames in ${result.seconds} s`);
+    assert.equal(result.blank, 0, "every frame has its rows");
+    // How many frames there are tells of the machine and what else it does; a page that stands would show none.
+    assert.ok(result.frames / result.seconds >= 10, `${result.frames} frames in ${result.seconds} s`);
 
     await page.getByLabel("Search peers").fill("peer-9999");
     await page.locator('[data-peer="peer-9999"]').waitFor();

@@ -159,16 +159,13 @@ async function main(): Promise<void> {
       ["web-settings-light", "Settings"],
     ]);
     await take({ ...light, scheme: "dark" }, [
-      ["web-peers-dark", undefined],
       ["web-peer-dark", "drawer"],
       ["web-overview-dark", "Overview"],
-      ["web-settings-dark", "Settings"],
     ]);
     await take(phone, [
       ["web-peers-phone", undefined],
       ["web-peer-phone", "drawer"],
       ["web-overview-phone", "Overview"],
-      ["web-settings-phone", "Settings"],
     ]);
   } finally {
     clearInterval(traffic);
