@@ -1,3 +1,5 @@
+import { readFileSync } from "node:fs";
+import { loadavg } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type LabAgent, PerchNetwork } from "../lab/perch-network.ts";
 import { ensurePrivileges } from "../lab/rootless.ts";
@@ -32,6 +34,10 @@ export const bench: Bench = async ({ quick, say }) => {
     [cedar, dune],
   ] as const)
     await from.host.exec("ping", ["-c3", "-i0.2", "-W3", to.address]);
+
+  // What the round trips under load depend on: how TCP takes a drop, and what else runs here.
+  const control = readFileSync("/proc/sys/net/ipv4/tcp_congestion_control", "utf8").trim();
+  say(`TCP with ${control}, load of the machine before ${loadavg()[0]!.toFixed(1)}`);
 
   const figures = {
     there: [] as number[],
