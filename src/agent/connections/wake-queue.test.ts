@@ -95,6 +95,27 @@ test("more wakes than may wait are refused, permanent peers are not", () => {
   assert.equal(queue.waiting, 4);
 });
 
+test("wakes that take longer than a turn do not begin the next one without a pause", () => {
+  const clock = new ManualClock();
+  const started: string[] = [];
+  const queue = new WakeQueue<string>({
+    clock,
+    budget: { timeUntil: () => 0 },
+    start: (key) => {
+      started.push(key);
+      // On a busy machine.
+      clock.advance(6);
+    },
+    turnAway: () => {},
+  });
+  for (let i = 0; i < 4 * WAKES_PER_TURN; i++) queue.request(`peer ${i}`, "interactive");
+  assert.equal(started.length, WAKES_PER_TURN);
+  clock.advance(9);
+  assert.equal(started.length, WAKES_PER_TURN);
+  clock.advance(1);
+  assert.equal(started.length, 2 * WAKES_PER_TURN);
+});
+
 test("a wake whose turn does not come expires, that of a permanent peer waits on", () => {
   const { clock, started, away, queue } = setup(1);
   const hog = (): void => {

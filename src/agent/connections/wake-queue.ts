@@ -13,7 +13,7 @@ export const MAX_NEGOTIATING = 64;
 
 /**
  * A wake is most of a millisecond of work (keys, a handshake message, a sealed OFFER), and its retries come together as the
- * wakes did: so many begin within TURN, that everybody else gets a turn in between.
+ * wakes did: so many begin without a pause of TURN, that everybody else gets a turn in between.
  */
 export const WAKES_PER_TURN = 5;
 const TURN: Millis = 10;
@@ -147,16 +147,15 @@ export class WakeQueue<Key> {
 
   #begin(key: Key): void {
     const { clock, start } = this.#deps;
-    if (clock.now() - this.#turnAt >= TURN) {
-      this.#turnAt = clock.now();
-      this.#begunInTurn = 0;
-    }
+    if (clock.now() - this.#turnAt >= TURN) this.#begunInTurn = 0;
     this.#begunInTurn++;
     this.#running.set(
       key,
       clock.after(NEGOTIATION_PATIENCE, () => this.release(key)),
     );
     start(key);
+    // From its end: on a busy machine it may take longer than a turn.
+    this.#turnAt = clock.now();
   }
 
   #turnAway(key: Key, why: "refused" | "expired"): void {
