@@ -109,7 +109,7 @@ test("bin/perch runs through symbolic links and names what is missing without a 
 
 test("completion knows commands, subcommands and flags", async () => {
   const bash = (await perch(["completion", "bash"])).out;
-  assert.match(bash, /"peers"\) words="wake sleep pin unpin --help"/);
+  assert.match(bash, /"peers"\) offers="wake sleep pin unpin --help"/);
   const { code, out } = await perch(
     [
       "-c",

@@ -11,6 +11,8 @@ interface CommandEntry {
   readonly name: string;
   readonly summary: string;
   readonly load: () => Promise<Command>;
+  /** Not for people: absent from help and completion. */
+  readonly hidden?: boolean;
 }
 
 /** Loaded by name, so that a command pays only for what it uses itself. */
@@ -82,12 +84,22 @@ const COMMANDS: readonly CommandEntry[] = [
     summary: "print completion for a shell",
     load: async () => (await import("./completion.ts")).completionCommand(),
   },
+  {
+    name: "complete-peers",
+    summary: "names of peers, for completion scripts",
+    load: async () => (await import("./completion.ts")).completePeersCommand(),
+    hidden: true,
+  },
   { name: "version", summary: "print the version", load: async () => (await import("./version.ts")).versionCommand() },
 ];
 
 /** Loads every command, for completion and the tests of the documentation. */
 export function loadCommands(): Promise<Command[]> {
-  return Promise.all(presentCommands().map(({ load }) => load()));
+  return Promise.all(
+    presentCommands()
+      .filter(({ hidden }) => !hidden)
+      .map(({ load }) => load()),
+  );
 }
 
 /** Runs one command line and returns its exit code; never throws. */
@@ -133,7 +145,7 @@ async function createProgram(args: readonly string[]): Promise<Command> {
   const wanted = wantedCommand(args);
   for (const entry of presentCommands()) {
     const command = entry === wanted ? await entry.load() : new Command(entry.name);
-    program.addCommand(command.summary(entry.summary));
+    program.addCommand(command.summary(entry.summary), { hidden: entry.hidden ?? false });
   }
   settle(program);
   return program;
