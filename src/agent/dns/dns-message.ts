@@ -2,18 +2,17 @@ import {
   type Answer,
   AUTHORITATIVE_ANSWER,
   CHECKING_DISABLED,
-  decode,
   encode,
-  type Packet,
   RECURSION_AVAILABLE,
   RECURSION_DESIRED,
   TRUNCATED_RESPONSE,
 } from "dns-packet";
+import { type IpAddress, ipFromBytes } from "#base/ip.ts";
 import { type DomainName, toDomainName } from "./domain-name.ts";
 import type { AnswerRecord, Resolution } from "./resolve.ts";
 
 /**
- * DNS messages (RFC 1035, section 4; EDNS: RFC 6891). Records are read and written by dns-packet; the question of an answer is a copy
+ * DNS messages (RFC 1035, section 4; EDNS: RFC 6891). Records are written by dns-packet; the question of an answer is a copy
  * of the question's bytes, so that its letters come back in the case they had.
  *
  *   byte 0..1 ID | 2..3 flags: QR, opcode (4 bits), AA, TC, RD, RA, Z, AD, CD, rcode (4 bits) | 4..11 four counts | question | records
@@ -46,6 +45,21 @@ const PLAIN_PAYLOAD = 512;
 /** What passes every network whole (DNS flag day 2020). */
 const EDNS_PAYLOAD = 1232;
 const CLASS_IN = 1;
+const OPT = 41;
+const OPT_BYTES = 11;
+/** Type, class, TTL and length of data, after the name. */
+const RECORD_HEAD_BYTES = 10;
+const TYPES: Readonly<Record<number, string>> = {
+  1: "A",
+  2: "NS",
+  5: "CNAME",
+  6: "SOA",
+  12: "PTR",
+  28: "AAAA",
+  251: "IXFR",
+  252: "AXFR",
+  255: "ANY",
+};
 const RESPONSE = 0x8000;
 const OPCODE_MASK = 0x7800;
 /** Seconds for which a "no" may be kept: short, a peer may join at any moment. */
@@ -63,24 +77,18 @@ export function parseQuery(message: Uint8Array): { readonly kind: "query"; reado
   if (opcode !== 0) return { kind: "reply", message: bareReply(view.getUint16(0), flags, Rcode.NOTIMP) };
   const end = message.length < QUERY_MIN_BYTES || view.getUint16(4) !== 1 ? undefined : endOfQuestion(message);
   if (end === undefined) return MALFORMED;
-  let packet: Packet;
-  try {
-    packet = decode(Buffer.from(message.buffer, message.byteOffset, message.byteLength));
-  } catch {
-    return MALFORMED;
-  }
-  const question = packet.questions![0]!;
-  const opts = (packet.additionals ?? []).flatMap((each) => (each.type === "OPT" ? [each] : []));
-  if (opts.length > 1) return MALFORMED;
+  // A question holds no records but those of EDNS; they are read here, where no length and no count can lead astray.
+  if (view.getUint16(6) !== 0 || view.getUint16(8) !== 0) return MALFORMED;
+  const edns = view.getUint16(10) === 0 ? undefined : readEdns(view, end);
   const query: DnsQuery = {
     id: view.getUint16(0),
     recursionDesired: (flags & RECURSION_DESIRED) !== 0,
     checkingDisabled: (flags & CHECKING_DISABLED) !== 0,
     questionBytes: message.slice(HEADER_BYTES, end),
-    name: toDomainName(question.name === "." ? "" : question.name),
-    type: question.type,
+    name: readName(message),
+    type: typeName(view.getUint16(end - 4)),
     isInternet: view.getUint16(end - 2) === CLASS_IN,
-    edns: opts[0] && { payloadBytes: opts[0].udpPayloadSize, version: opts[0].ednsVersion },
+    edns,
   };
   return { kind: "query", query };
 }
@@ -96,6 +104,53 @@ function endOfQuestion(message: Uint8Array): number | undefined {
     if (length === 0) break;
   }
   return at + 4 <= message.length ? at + 4 : undefined;
+}
+
+/** The name of a question that `endOfQuestion` has looked at. */
+function readName(message: Uint8Array): DomainName {
+  const labels: string[] = [];
+  for (let at = HEADER_BYTES; message[at]! > 0; at += message[at]! + 1)
+    labels.push(Buffer.from(message.subarray(at + 1, at + 1 + message[at]!)).toString("utf8"));
+  return toDomainName(labels.join("."));
+}
+
+/** As dns-packet writes types. */
+function typeName(type: number): string {
+  return TYPES[type] ?? `UNKNOWN_${type}`;
+}
+
+/** An OPT record directly after the question: name 0, type, payload size, extended rcode, version, flags. Others do not concern us. */
+function readEdns(view: DataView, at: number): DnsQuery["edns"] {
+  if (at + OPT_BYTES > view.byteLength || view.getUint8(at) !== 0 || view.getUint16(at + 1) !== OPT) return undefined;
+  return { payloadBytes: view.getUint16(at + 3), version: view.getUint8(at + 6) };
+}
+
+/**
+ * Addresses among the answers of another server's reply, at most `most`. Names are passed over: whatever chain of aliases the reply
+ * tells, these are at its end. Never throws.
+ */
+export function readAddresses(
+  reply: Uint8Array,
+  most: number,
+): { readonly address: IpAddress; readonly ttl: number }[] {
+  const question = endOfQuestion(reply);
+  if (question === undefined) return [];
+  const view = new DataView(reply.buffer, reply.byteOffset, reply.byteLength);
+  const found: { address: IpAddress; ttl: number }[] = [];
+  let at = question;
+  for (let left = view.getUint16(6); left > 0 && found.length < most; left--) {
+    while (at < reply.length && reply[at]! > 0 && reply[at]! < 64) at += reply[at]! + 1;
+    // A pointer ends a name in two bytes, the root in one.
+    at += (reply[at] ?? 0) >= 64 ? 2 : 1;
+    if (at + RECORD_HEAD_BYTES > reply.length) break;
+    const type = typeName(view.getUint16(at));
+    const ttl = view.getUint32(at + 4);
+    const data = reply.subarray(at + RECORD_HEAD_BYTES, at + RECORD_HEAD_BYTES + view.getUint16(at + 8));
+    at += RECORD_HEAD_BYTES + view.getUint16(at + 8);
+    if ((type === "A" && data.length === 4) || (type === "AAAA" && data.length === 16))
+      found.push({ address: ipFromBytes(data), ttl });
+  }
+  return found;
 }
 
 export interface ReplyOptions {

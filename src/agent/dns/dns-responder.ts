@@ -1,8 +1,16 @@
-import { type Answer, decode, encode, RECURSION_DESIRED, type RecordType } from "dns-packet";
-import { type Endpoint, type IpAddress, type Prefix, prefixContains } from "#base/ip.ts";
+import { type Answer, encode, RECURSION_DESIRED, type RecordType } from "dns-packet";
+import { type Endpoint, type IpAddress, isV6, type Prefix, prefixContains } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
 import type { Clock } from "#base/time.ts";
-import { type DnsQuery, encodeReply, packRecords, parseQuery, Rcode, type ReplyOptions } from "./dns-message.ts";
+import {
+  type DnsQuery,
+  encodeReply,
+  packRecords,
+  parseQuery,
+  Rcode,
+  type ReplyOptions,
+  readAddresses,
+} from "./dns-message.ts";
 import type { DomainName } from "./domain-name.ts";
 import type { Forwarder } from "./forwarder.ts";
 import type { NamedPeer, NameTable } from "./name-table.ts";
@@ -47,9 +55,8 @@ export interface ResponderDeps {
   readonly wake: (key: PublicKey, name: string, act: boolean) => boolean;
 }
 
-/** Records of a foreign reply that end a chain of ours. */
+/** Addresses of a foreign reply that end a chain of ours. */
 const REST_MAX = 16;
-const REST_TYPES: ReadonlySet<string> = new Set(["A", "AAAA", "CNAME"]);
 
 /** Message in, message out: reads questions, answers what is ours, passes on the rest, wakes who was asked for. */
 export class DnsResponder {
@@ -138,12 +145,14 @@ export class DnsResponder {
     });
     const reply = await this.#deps.forwarder.ask(question, servers, false);
     if (!reply) return undefined;
-    try {
-      const { answers = [] } = decode(Buffer.from(reply));
-      return answers.filter(({ type }) => REST_TYPES.has(type)).slice(0, REST_MAX);
-    } catch {
-      return undefined;
-    }
+    return readAddresses(reply, REST_MAX)
+      .map(({ address, ttl }) => ({
+        name,
+        ttl,
+        data: address,
+        type: isV6(address) ? ("AAAA" as const) : ("A" as const),
+      }))
+      .filter(({ type }) => type === query.type);
   }
 
   #wake(named: readonly NamedPeer[], name: DomainName): void {

@@ -111,7 +111,8 @@ const askOverTcp: Ask = (query, server, take, fail) => {
     take(Buffer.from(received.subarray(2, 2 + received.readUInt16BE(0))));
     fail();
   });
-  socket.end(Buffer.concat([length, query]));
+  // Not ended: some servers take that for a change of mind.
+  socket.write(Buffer.concat([length, query]));
   return () => void socket.destroy();
 };
 
