@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
-import { mkdirSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { scene } from "./testing/perch-process.ts";
-import { hasDesktop } from "./ui.ts";
+import { hasDesktop, openBrowser } from "./ui.ts";
 
 const LINK = /^http:\/\/127\.0\.0\.1:\d+\/#token=[\w-]{43}$/;
 
@@ -46,4 +46,19 @@ test("a browser is opened on a desktop that is the caller's own, where there is 
   assert.equal(hasDesktop({ PATH: bin }, 1000), false, "no desktop");
   assert.equal(hasDesktop({ DISPLAY: ":0", PATH: "/nowhere" }, 1000), false, "nothing to open it with");
   assert.equal(hasDesktop({ DISPLAY: ":0", PATH: bin }, 0), false, "root on somebody's desktop");
+});
+
+test("the browser is given a file that only its user reads and that goes away, never the link itself", async (t) => {
+  const { dir } = scene(t);
+  // What a browser would be started with, and what it would find there.
+  const script = `echo "$1" > ${dir}/argument; ls -l "$1" > ${dir}/mode; cat "$1" > ${dir}/page`;
+  writeFileSync(join(dir, "xdg-open"), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  const url = "http://127.0.0.1:7400/#token=secret";
+  const environment = { PATH: `${dir}:${process.env.PATH}`, XDG_RUNTIME_DIR: dir };
+  await openBrowser(url, environment, 1500);
+  const path = readFileSync(join(dir, "argument"), "utf8").trim();
+  assert.ok(path.startsWith(dir) && !path.includes("secret"), path);
+  assert.match(readFileSync(join(dir, "mode"), "utf8"), /^-rw------- /);
+  assert.ok(readFileSync(join(dir, "page"), "utf8").includes(`url=${url}"`));
+  assert.equal(existsSync(path), false);
 });

@@ -39,7 +39,7 @@ export function uiCommand(): Command {
       print(link.url);
       const minutes = Math.round((link.expiresAt - Date.now()) / 60_000);
       say(`The link opens the page once, within ${minutes} minutes.`);
-      if (options.open && hasDesktop(process.env)) await openBrowser(link.url);
+      if (options.open && hasDesktop(process.env)) await openBrowser(link.url, process.env);
     });
 }
 
@@ -66,18 +66,26 @@ export function hasDesktop(environment: NodeJS.ProcessEnv, uid = process.getuid?
  * Opens a file that leads on to the link, not the link itself: other users of the machine see the arguments of every process,
  * and the link is a key.
  */
-async function openBrowser(url: string): Promise<void> {
-  const folder = mkdtempSync(join(process.env.XDG_RUNTIME_DIR || tmpdir(), "perch-ui-"));
+export async function openBrowser(
+  url: string,
+  environment: NodeJS.ProcessEnv,
+  patience = BROWSER_PATIENCE_MS,
+): Promise<void> {
+  const interrupted = new AbortController();
+  const interrupt = (): void => interrupted.abort();
+  process.once("SIGINT", interrupt).once("SIGTERM", interrupt);
+  const folder = mkdtempSync(join(environment.XDG_RUNTIME_DIR || tmpdir(), "perch-ui-"));
   try {
     const file = join(folder, "open.html");
     writeFileSync(file, `<!doctype html><meta http-equiv="refresh" content="0; url=${url}"><title>Perch</title>\n`, {
       mode: 0o600,
     });
-    const opener = spawn("xdg-open", [file], { stdio: "ignore", detached: true });
+    const opener = spawn("xdg-open", [file], { stdio: "ignore", detached: true, env: environment });
     opener.once("error", (error) => say(`perch: no browser could be started: ${error.message}`));
     opener.unref();
-    await pause(BROWSER_PATIENCE_MS);
+    await pause(patience, undefined, { signal: interrupted.signal }).catch(() => {});
   } finally {
+    process.off("SIGINT", interrupt).off("SIGTERM", interrupt);
     rmSync(folder, { recursive: true, force: true });
   }
 }

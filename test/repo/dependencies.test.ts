@@ -27,7 +27,11 @@ for (const [heading, section] of [
 
 test('docs/dependencies.md lists what web/package.json names under "For the web page"', () => {
   assert.deepEqual(packagesUnder("For the web page"), Object.keys(webManifest.devDependencies).sort());
-  assert.equal(webManifest.dependencies, undefined, "the page is built beforehand: nothing of it is needed at run time");
+  assert.equal(
+    webManifest.dependencies,
+    undefined,
+    "the page is built beforehand: nothing of it is needed at run time",
+  );
 });
 
 test("src imports nothing but Node, itself and the dependencies", () => {
@@ -55,7 +59,8 @@ test("no install script is needed: none is run, and every locked package has an 
     packages: Record<string, { integrity?: string; link?: boolean; dev?: boolean }>;
   };
   const unhashed = Object.entries(lock.packages).filter(
-    ([path, entry]) => path !== "" && path !== "web" && !entry.link && !entry.integrity && !(entry.dev && FOREIGN_TOOL.test(path)),
+    ([path, entry]) =>
+      path !== "" && path !== "web" && !entry.link && !entry.integrity && !(entry.dev && FOREIGN_TOOL.test(path)),
   );
   assert.deepEqual(unhashed, []);
 });
