@@ -30,7 +30,10 @@ function withRunOptions(command: Command): Command {
   return withDaemonOption(command)
     .option("--state-dir <DIR>", `where identity and settings are kept (default: ${DEFAULT_STATE_DIR})`)
     .option("--log-level <LEVEL>", "trace, debug, info, warn or error (default: info)")
-    .option("--log-file <FILE>", "append JSON lines to a file instead of text on stderr; SIGHUP opens it again");
+    .option(
+      "--log-file <FILE>",
+      "append JSON lines to a file instead of text on stderr; at 16 MiB it becomes FILE.1, four are kept; SIGHUP opens it again",
+    );
 }
 
 function runCommand(): Command {

@@ -1,6 +1,12 @@
+import { existsSync, renameSync, statSync } from "node:fs";
 import { formatWithOptions } from "node:util";
 import { createLogger, LOG_LEVELS, type Logger, type LogLevel, type LogSink } from "#base/log.ts";
 import { DaemonError } from "./daemon-error.ts";
+
+/** A file larger than this is put aside. */
+export const LOG_FILE_MAX_BYTES = 16 << 20;
+/** Files that were put aside and are kept: FILE.1 is the youngest. */
+export const LOG_FILES_KEPT = 4;
 
 /** A logger whose level can be changed while it is used. */
 export interface DaemonLog extends Disposable {
@@ -14,6 +20,8 @@ export interface DaemonLogOptions {
   readonly level: LogLevel;
   /** JSON lines are appended here; absent: text on stderr. */
   readonly file?: string | undefined;
+  /** A file that has reached this is put aside before the next line; default LOG_FILE_MAX_BYTES. */
+  readonly maxBytes?: number;
   readonly colour: boolean;
   /** Without the time, where journald adds it. */
   readonly timestamps: boolean;
@@ -29,7 +37,9 @@ export function parseLogLevel(given: string, name: string): LogLevel {
 
 /** Opens the daemon's log: JSON by pino to a file, or text for people on stderr. Throws what opening the file throws. */
 export async function openDaemonLog(options: DaemonLogOptions): Promise<DaemonLog> {
-  return options.file === undefined ? textLog(options) : await fileLog(options.level, options.file);
+  return options.file === undefined
+    ? textLog(options)
+    : await fileLog(options.level, options.file, options.maxBytes ?? LOG_FILE_MAX_BYTES);
 }
 
 function textLog(options: DaemonLogOptions): DaemonLog {
@@ -45,7 +55,7 @@ function textLog(options: DaemonLogOptions): DaemonLog {
   return log;
 }
 
-async function fileLog(level: LogLevel, file: string): Promise<DaemonLog> {
+async function fileLog(level: LogLevel, file: string, maxBytes: number): Promise<DaemonLog> {
   const { destination, pino, stdTimeFunctions } = (await import("pino")).default;
   // Synchronous: the last lines before a crash are the ones that matter, and an agent writes few.
   const stream = destination({ dest: file, append: true, mkdir: true, mode: 0o640, sync: true });
@@ -58,7 +68,18 @@ async function fileLog(level: LogLevel, file: string): Promise<DaemonLog> {
     },
     stream,
   );
-  const sink: LogSink = (line, message, fields) => target[line]({ ...fields }, message);
+  // What the file holds already counts; a stream that writes at once tells the bytes of each line.
+  let bytes = sizeOf(file);
+  stream.on("write", (written: number) => {
+    bytes += written;
+  });
+  const sink: LogSink = (line, message, fields) => {
+    if (bytes >= maxBytes) {
+      bytes = 0;
+      rotate(file, stream);
+    }
+    target[line]({ ...fields }, message);
+  };
   return {
     get level() {
       return target.level as LogLevel;
@@ -67,9 +88,28 @@ async function fileLog(level: LogLevel, file: string): Promise<DaemonLog> {
       target.level = next;
     },
     logger: createLogger(sink),
-    reopen: () => stream.reopen(),
+    reopen: () => {
+      stream.reopen();
+      bytes = sizeOf(file);
+    },
     [Symbol.dispose]: () => stream.end(),
   };
+}
+
+/** FILE becomes FILE.1, that becomes FILE.2 and so on; the last one goes. */
+function rotate(file: string, stream: { reopen(): void }): void {
+  try {
+    for (let age = LOG_FILES_KEPT - 1; age > 0; age--)
+      if (existsSync(`${file}.${age}`)) renameSync(`${file}.${age}`, `${file}.${age + 1}`);
+    renameSync(file, `${file}.1`);
+  } catch {
+    // A directory that may not be written, or a file that somebody moved: the log goes on where it is.
+  }
+  stream.reopen();
+}
+
+function sizeOf(file: string): number {
+  return statSync(file, { throwIfNoEntry: false })?.size ?? 0;
 }
 
 function severity(level: LogLevel): number {
