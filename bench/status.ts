@@ -45,6 +45,7 @@ async function measure(peers: number, rounds: number): Promise<BenchResult[]> {
     const command = ["perch", "status", ...flags].join(" ");
     add(`${command}: whole command`, wall);
     add(`${command}: longest stall of the daemon`, stall);
+    add(`${command}: processor time of the daemon`, cpu);
   }
   add("daemon's answer with all peers", await answers(agent.socket, rounds));
   return results;
