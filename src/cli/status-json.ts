@@ -34,7 +34,12 @@ export function statusDocument(view: StatusView, cliVersion: string): { readonly
     quantumResistancePermissive: false,
     networks: [],
     forwardingRules: 0,
-    dnsServers: [],
+    dnsServers: (head.dns?.groups ?? []).map(({ servers, domains }) => ({
+      servers,
+      domains,
+      enabled: head.dns?.enabled ?? false,
+      error: "",
+    })),
     events: [],
     lazyConnectionEnabled: head.lazy?.enabled ?? false,
     profileName: "default",
@@ -69,11 +74,16 @@ function perchDocument({ head }: StatusView): Json {
     signalSince: timeText(head.signal?.since ?? 0),
     networkSerial: Number(head.serial),
     firewall: head.firewall ? { enforced: head.firewall.enforced, rules: head.firewall.rules } : null,
+    dns: head.dns ? dnsDocument(head.dns) : null,
     peers: { total, idle, connecting, connected },
     wakes: { negotiating, waiting, held, kept },
     settings: Object.fromEntries(head.settings.map(({ name, value, source }) => [name, { value, source }])),
     counters: head.counters,
   };
+}
+
+function dnsDocument({ enabled, domain, server, host, problem, wakes }: NonNullable<StatusView["head"]["dns"]>): Json {
+  return { enabled, domain, server, host, problem, wakes };
 }
 
 /** One peer. */

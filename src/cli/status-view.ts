@@ -72,6 +72,7 @@ export function renderSummary({ head, now }: StatusView, paint: Paint): string {
   }
   if (head.lazy) line("Lazy connection", lazyWords(head.lazy));
   if (head.firewall) line("Firewall", firewallWords(head.firewall));
+  if (head.dns) line("Names", dnsWords(head.dns));
   line("Peers", countWords(head));
   const wakes = wakeWords(head.wakes);
   if (wakes) line("Wakes", wakes);
@@ -245,6 +246,18 @@ export function lazyWords(lazy: NonNullable<StatusHead["lazy"]>): string {
 function firewallWords({ enforced, rules }: NonNullable<StatusHead["firewall"]>): string {
   if (!enforced) return "allows everything (legacy network)";
   return rules === 1 ? "1 rule" : `${rules} rules`;
+}
+
+function dnsWords({ enabled, domain, server, host, problem, wakes }: NonNullable<StatusHead["dns"]>): string {
+  if (!enabled) return "off";
+  const parts = [
+    ...(domain ? [clean(domain)] : []),
+    server ? `answered at ${clean(server)}` : "not answered",
+    ...(host ? [`asked for through ${clean(host)}`] : []),
+    ...(wakes ? [] : ["wake nobody"]),
+    ...(problem ? [clean(problem)] : []),
+  ];
+  return parts.join(", ");
 }
 
 /** Only what is out of the ordinary: one wake at a time is not. */

@@ -25,12 +25,12 @@ describe("names of the network on a machine", { skip: !isRoot && "needs root: a 
 
   before(async () => {
     const site = (name: string) => ({ name, latencyMs: 5 });
-    const names = ["hub", "alder", "birch", "cedar"];
+    const names = ["hub", "alder", "birch", "cedar", "dogwood"];
     lab = await createLab({ sites: names.map(site), hosts: names.map((name) => ({ name, site: name })) });
     for (const name of names) giveResolverFile(lab.host(name).namespace, HOST_FILE);
     host = lab.host("alder");
     file = giveResolverFile(host.namespace, HOST_FILE);
-    network = await PerchNetwork.start(lab, { server: "hub", agents: ["alder", "birch", "cedar"] });
+    network = await PerchNetwork.start(lab, { server: "hub", agents: ["alder", "birch", "cedar", "dogwood"] });
     alder = network.agent("alder");
     birch = network.agent("birch");
     domain = (await alder.peer("birch")).fqdn.replace(/^birch\./, "");
@@ -97,10 +97,10 @@ describe("names of the network on a machine", { skip: !isRoot && "needs root: a 
   test("with --dns-wake off a name is answered and nobody wakes", async () => {
     await alder.mustPerch(["up", "--dns-wake", "off"]);
     await resolverIs("ours");
-    await waitFor(async () => (await alder.countPeers()) === 2, "peers");
-    assert.equal((await dig("+short", `cedar.${domain}`)).trim(), network.agent("cedar").address);
-    assert.equal((await alder.peer("cedar")).status.toLowerCase(), "idle");
-    assert.doesNotMatch(await story(alder, "cedar"), /dns question/);
+    await waitFor(async () => (await alder.countPeers()) === 3, "peers");
+    assert.equal((await dig("+short", `dogwood.${domain}`)).trim(), network.agent("dogwood").address);
+    assert.equal((await alder.peer("dogwood")).status.toLowerCase(), "idle");
+    assert.doesNotMatch(await story(alder, "dogwood"), /dns question/);
   });
 
   test("with --dns off the host is left alone and nobody answers", async () => {
@@ -109,6 +109,48 @@ describe("names of the network on a machine", { skip: !isRoot && "needs root: a 
     assert.match(await dig(`@${alder.address}`, `birch.${domain}`), /timed out|no servers could be reached|refused/);
     await alder.mustPerch(["up", "--dns", "on", "--dns-wake", "on"]);
     await resolverIs("ours");
+  });
+
+  test("metrics say what status says, read by Prometheus's own parser", async () => {
+    const port = "9464";
+    await alder.mustPerch(["up", "--metrics", `127.0.0.1:${port}`]);
+    await waitFor(async () => (await alder.countPeers()) === 3, "peers");
+    const read = `import json, urllib.request as u; from prometheus_client.parser import text_string_to_metric_families as p
+print(json.dumps([[s.name, s.labels, s.value] for f in p(u.urlopen("http://127.0.0.1:${port}/metrics").read().decode()) for s in f.samples]))`;
+    const samples = JSON.parse(await run(host, "/usr/bin/python3", "-c", read)) as [
+      string,
+      Record<string, string>,
+      number,
+    ][];
+    const value = (name: string, ...labels: string[]): number | undefined =>
+      samples.find(
+        ([each, given]) => each === name && labels.every((label) => Object.values(given).includes(label)),
+      )?.[2];
+    const status = JSON.parse(await alder.mustPerch(["status", "--json"])) as {
+      perch: {
+        peers: Record<string, number>;
+        dns: { server: string; host: string };
+        settings: Record<string, { source: string }>;
+      };
+    };
+    for (const state of ["idle", "connecting", "connected"]) {
+      assert.equal(value("perch_peers", state), status.perch.peers[state], state);
+    }
+    assert.ok((value("perch_wakes_total", "dns") ?? 0) >= 1);
+    assert.ok((value("perch_wake_duration_seconds_count") ?? 0) >= 1);
+    assert.deepEqual(
+      { ...status.perch.dns, domain },
+      { ...status.perch.dns, server: `${alder.address}:53`, host: "resolv.conf", domain },
+    );
+    assert.equal(status.perch.settings.metrics?.source, "flag");
+    assert.equal(
+      samples.filter(([, labels]) => JSON.stringify(labels).includes("birch")).length,
+      0,
+      "no names of peers",
+    );
+    assert.equal((await alder.perch(["up", "--metrics", "0.0.0.0:9464"])).code, 2);
+    await alder.mustPerch(["up", "--metrics", ""]);
+    assert.notEqual((await host.exec("/usr/bin/python3", ["-c", read])).code, 0);
   });
 
   test("down puts the host's file back, byte for byte", async () => {
