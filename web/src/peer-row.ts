@@ -58,21 +58,23 @@ export function makeRow(peer: Peer): PeerRow {
   };
 }
 
-/** The rows that a search and a choice of states leave, in order; equal ones by name. */
+/** Sorts in place; equal rows by name. */
+export function sortRows(rows: PeerRow[], { column, descending }: Sorting): PeerRow[] {
+  const sign = descending ? -1 : 1;
+  return rows.sort((a, b) => sign * compare(a.order[column], b.order[column]) || compare(a.order.name, b.order.name));
+}
+
+/** The rows that a search and a choice of states leave. */
 export function selectRows(
-  rows: Iterable<PeerRow>,
+  rows: readonly PeerRow[],
   search: string,
   states: ReadonlySet<StateName>,
-  { column, descending }: Sorting,
-): PeerRow[] {
+): readonly PeerRow[] {
   const words = search.toLowerCase().split(/\s+/).filter(Boolean);
-  const found: PeerRow[] = [];
-  for (const row of rows) {
-    if (states.size > 0 && !states.has(row.state)) continue;
-    if (words.every((word) => row.text.includes(word))) found.push(row);
-  }
-  const sign = descending ? -1 : 1;
-  return found.sort((a, b) => sign * compare(a.order[column], b.order[column]) || compare(a.order.name, b.order.name));
+  if (words.length === 0 && states.size === 0) return rows;
+  return rows.filter(
+    (row) => (states.size === 0 || states.has(row.state)) && words.every((word) => row.text.includes(word)),
+  );
 }
 
 function compare(a: number | string, b: number | string): number {

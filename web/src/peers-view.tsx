@@ -1,7 +1,7 @@
 import { useVirtualizer } from "@tanstack/react-virtual";
 import { type KeyboardEvent, memo, useEffect, useMemo, useRef, useState } from "react";
 import { formatAge, formatBytes, formatCount, formatMillis } from "./format.ts";
-import { type Column, type PeerRow, type Sorting, STATES, type StateName, selectRows } from "./peer-row.ts";
+import { type Column, type PeerRow, type Sorting, STATES, type StateName, selectRows, sortRows } from "./peer-row.ts";
 import { StateMark } from "./state-mark.tsx";
 import { useMedia, useNow } from "./use-browser.ts";
 
@@ -33,7 +33,13 @@ export function PeersView({ rows, isLive, openKey, open }: Props) {
   const [search, setSearch] = useState("");
   const [states, setStates] = useState<ReadonlySet<StateName>>(new Set());
   const [sorting, setSorting] = useState<Sorting>({ column: "name", descending: false });
-  const shown = useMemo(() => selectRows(rows.values(), search, states, sorting), [rows, search, states, sorting]);
+  // Nearly in order already, which costs a sort a tenth of what it costs from the beginning.
+  const ordered = useRef<readonly PeerRow[]>([]);
+  const sorted = useMemo(() => {
+    ordered.current = sortRows(inEarlierOrder(rows, ordered.current), sorting);
+    return ordered.current;
+  }, [rows, sorting]);
+  const shown = useMemo(() => selectRows(sorted, search, states), [sorted, search, states]);
   const counts = useMemo(() => countStates(rows.values()), [rows]);
   const searchBox = useRef<HTMLInputElement>(null);
 
@@ -287,6 +293,18 @@ function Cell({ column, title, children }: { column: Column; title?: string; chi
 
 function rowId(key: string): string {
   return `peer-${key}`;
+}
+
+/** The rows of today in the order of those of before; new ones last. */
+function inEarlierOrder(rows: ReadonlyMap<string, PeerRow>, before: readonly PeerRow[]): PeerRow[] {
+  const left = new Map(rows);
+  const found: PeerRow[] = [];
+  for (const { key } of before) {
+    const row = left.get(key);
+    if (row && left.delete(key)) found.push(row);
+  }
+  for (const row of left.values()) found.push(row);
+  return found;
 }
 
 function countStates(rows: Iterable<PeerRow>): Record<StateName, number> {
