@@ -3,10 +3,11 @@ import { unreachable } from "#base/errors.ts";
 import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
-import type { Clock, Millis, Timer } from "#base/time.ts";
+import type { Clock, Millis } from "#base/time.ts";
 import { CaptureHost, type CaptureOptions, type PacketCapture } from "./capture.ts";
 import { REJECT_AFTER_TIME } from "./constants.ts";
 import type { EmbeddedDeviceDeps, EmbeddedDeviceOptions } from "./create-embedded-device.ts";
+import { DeadlineTimer } from "./deadline-timer.ts";
 import type {
   DeviceEvents,
   DevicePath,
@@ -59,8 +60,7 @@ export class EmbeddedDevice implements WireGuardDevice {
   readonly #peers: PeerTable;
   readonly #captures: CaptureHost;
   readonly #relayedQuota = new Quota(RELAYED_HANDSHAKES, 10);
-  #timer: Timer | undefined;
-  #timerAt = Number.POSITIVE_INFINITY;
+  readonly #timer: DeadlineTimer;
   #closing: Promise<void> | undefined;
 
   constructor(
@@ -79,6 +79,7 @@ export class EmbeddedDevice implements WireGuardDevice {
       cookieSecretChanged: (secret: Uint8Array) => this.#plane.setCookieSecret(secret),
     };
     this.#handshakes = new HandshakeManager(handshakeDeps, options.privateKey, options.handshakeRetry);
+    this.#timer = new DeadlineTimer(deps.clock, () => this.#run(this.#handshakes.tick(this.#clock.now()), {}));
     this.publicKey = this.#handshakes.local.publicKey;
     this.#listen();
   }
@@ -472,24 +473,14 @@ export class EmbeddedDevice implements WireGuardDevice {
   }
 
   #armTimer(): void {
-    const next = this.#handshakes.nextDeadline() ?? Number.POSITIVE_INFINITY;
-    if (next === this.#timerAt || this.#closing) return;
-    this.#timer?.cancel();
-    this.#timerAt = next;
-    this.#timer =
-      next === Number.POSITIVE_INFINITY
-        ? undefined
-        : this.#clock.after(Math.max(0, next - this.#clock.now()), () => {
-            this.#timerAt = Number.POSITIVE_INFINITY;
-            this.#run(this.#handshakes.tick(this.#clock.now()), {});
-          });
+    if (!this.#closing) this.#timer.set(this.#handshakes.nextDeadline());
   }
 
   // The end
 
   close(): Promise<void> {
     if (!this.#closing) {
-      this.#timer?.cancel();
+      this.#timer.set(undefined);
       this.#captures.end("device-closed");
       this.#closing = this.#plane.close();
       this.#handshakes.close();

@@ -1,4 +1,4 @@
-import type { Endpoint } from "#base/ip.ts";
+import { type Endpoint, ipToBytes } from "#base/ip.ts";
 import type { Millis } from "#base/time.ts";
 import type { SessionKeys } from "./handshake.ts";
 
@@ -69,3 +69,18 @@ export const HANDSHAKE_COUNTERS = [
   "drop-cookie-reply",
 ] as const;
 export type HandshakeCounter = (typeof HANDSHAKE_COUNTERS)[number];
+
+/** What a cookie is bound to: address and port, or the relay and the peer that it named. */
+export function sourceBytes(source: HandshakeSource): Uint8Array {
+  if (source.kind === "relay") {
+    const bytes = Buffer.from("relay....");
+    bytes.writeUInt32BE(source.slot, 5);
+    return bytes;
+  }
+  const address = ipToBytes(source.endpoint.address);
+  const bytes = new Uint8Array(address.length + 2);
+  bytes.set(address);
+  bytes[address.length] = source.endpoint.port >> 8;
+  bytes[address.length + 1] = source.endpoint.port;
+  return bytes;
+}

@@ -1,5 +1,4 @@
 import { DeadlineQueue } from "#base/deadline-queue.ts";
-import { ipToBytes } from "#base/ip.ts";
 import { type PresharedKey, type PrivateKey, PublicKey } from "#base/keys.ts";
 import type { Millis } from "#base/time.ts";
 import {
@@ -24,6 +23,7 @@ import {
   type HandshakeAction,
   type HandshakeCounter,
   type HandshakeSource,
+  sourceBytes,
 } from "./handshake-action.ts";
 import { LocalIdentity, RemoteIdentity } from "./identity.ts";
 import { IndexTable } from "./index-table.ts";
@@ -484,19 +484,4 @@ export class HandshakeManager {
 
 function isOpen(contact: Contact): boolean {
   return contact.inFlight !== undefined || contact.delayedFrom !== undefined;
-}
-
-/** What a cookie is bound to: address and port, or the relay and the peer that it named. */
-function sourceBytes(source: HandshakeSource): Uint8Array {
-  if (source.kind === "relay") {
-    const bytes = Buffer.from("relay....");
-    bytes.writeUInt32BE(source.slot, 5);
-    return bytes;
-  }
-  const address = ipToBytes(source.endpoint.address);
-  const bytes = new Uint8Array(address.length + 2);
-  bytes.set(address);
-  bytes[address.length] = source.endpoint.port >> 8;
-  bytes[address.length + 1] = source.endpoint.port;
-  return bytes;
 }
