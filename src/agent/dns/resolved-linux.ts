@@ -32,6 +32,9 @@ export class SystemdResolved implements HostResolver {
     await resolvectl("dns", link, port === 53 ? address : formatEndpoint(names.server));
     await resolvectl("domain", link, ...(domains.length > 0 ? domains : [""]));
     await resolvectl("default-route", link, names.everything ? "yes" : "no");
+    // Names are not asked for by multicast where only packets for somebody go.
+    await resolvectl("llmnr", link, "no");
+    await resolvectl("mdns", link, "no");
     // Before, these names did not exist, and resolved remembers that.
     await resolvectl("flush-caches");
   }
