@@ -293,3 +293,19 @@ test("a peer that leaves the map is gone from device, timers and queues", () => 
   assert.equal(device.modes.size, 0);
   assert.equal(clock.pending, 0);
 });
+
+test("news for all awake peers reaches a few of them in a turn, and none that slept meanwhile", () => {
+  const { clock, device, manager, keys } = setup(20);
+  for (const key of keys) device.packetTo(key);
+  clock.advance(200);
+  for (const key of keys) device.established(key);
+  const told: unknown[] = [];
+  for (const peer of manager.peers) peer.post = (event) => void told.push(event.kind === "network-changed" && peer.key);
+  manager.networkChanged();
+  assert.equal(told.length, 8);
+  const sleeper = keys.find((key) => !told.includes(key))!;
+  manager.apply({ added: [], changed: [], removed: [sleeper] });
+  clock.advance(0);
+  assert.deepEqual(new Set(told), new Set(keys.filter((key) => key !== sleeper)));
+  assert.equal(told.length, 19);
+});

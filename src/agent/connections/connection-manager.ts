@@ -5,7 +5,7 @@ import type { DeviceEvents, WireGuardDevice } from "#wireguard/device.ts";
 import { AgentError } from "../errors.ts";
 import { PeerConnection, type PeerDeps, type PeerInfo } from "../peer/peer-connection.ts";
 import { decideLazy, type LazyDecision } from "./lazy/policy.ts";
-import { PacedClock } from "./paced-clock.ts";
+import { CALLBACKS_PER_TURN, PacedClock } from "./paced-clock.ts";
 import { Sleeper } from "./sleeper.ts";
 import { WakeAdmission, type WakeOrder, type WakeStatus } from "./wake-admission.ts";
 import { describeCause } from "./wake-cause.ts";
@@ -262,23 +262,34 @@ export class ConnectionManager {
   /** Signal is there again after it was away. */
   signalReturned(): void {
     this.#sleeper.signalReturned();
-    for (const connection of [...this.#awake]) {
+    this.#tellAwake((connection) => {
       if (!this.#sleeper.isProposing(connection.key)) connection.post({ kind: "signal-back" });
-    }
+    });
   }
 
   networkChanged(): void {
-    for (const connection of [...this.#awake]) connection.post({ kind: "network-changed" });
+    this.#tellAwake((connection) => connection.post({ kind: "network-changed" }));
   }
 
   /** Our packets leave from another address than before: do they still arrive? */
   checkPaths(): void {
-    for (const connection of [...this.#awake]) connection.post({ kind: "check-path" });
+    this.#tellAwake((connection) => connection.post({ kind: "check-path" }));
   }
 
   /** Something of our side is better than when searches for direct ways failed. */
   searchAgain(reason: string): void {
-    for (const connection of [...this.#awake]) connection.post({ kind: "search-again", reason });
+    this.#tellAwake((connection) => connection.post({ kind: "search-again", reason }));
+  }
+
+  /** The first few at once, the others as the peers' clock finds turns for them: each may seal and send messages. */
+  #tellAwake(tell: (connection: PeerConnection) => void): void {
+    const awake = [...this.#awake];
+    for (const connection of awake.slice(0, CALLBACKS_PER_TURN)) tell(connection);
+    for (const connection of awake.slice(CALLBACKS_PER_TURN)) {
+      this.#peerDeps.clock.after(0, () => {
+        if (this.#awake.has(connection)) tell(connection);
+      });
+    }
   }
 
   /**
