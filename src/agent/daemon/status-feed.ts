@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { sameEndpoint } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
+import { Waiters } from "#base/waiters.ts";
 import type { AgentControl, AgentStatus, ChangedPeers, PeerPath, PeerStatus } from "../control.ts";
 
 /** Keys of removed peers that are remembered; a watcher that missed more starts again with a snapshot. */
@@ -34,7 +35,7 @@ export class StatusFeed {
   readonly #agent: StatusSource;
   readonly #rows = new Map<PublicKey, Row>();
   readonly #tombstones = new Map<PublicKey, bigint>();
-  readonly #waiting = new Set<() => void>();
+  readonly #waiters = new Waiters();
   /** Peers that were not idle when they were last read. */
   readonly #live = new Set<PublicKey>();
   /** Rows as they changed, oldest first; all after `#recentAfter`. */
@@ -76,7 +77,7 @@ export class StatusFeed {
     this.#stale = true;
     if (peers === "all") this.#changed = "all";
     else if (this.#changed !== "all") for (const key of peers) this.#changed.add(key);
-    for (const wake of [...this.#waiting]) wake();
+    this.#waiters.wake();
   }
 
   /** What changed after `revision` of `epoch`; everything when that is unknown. */
@@ -94,17 +95,7 @@ export class StatusFeed {
   changed(signal: AbortSignal): Promise<boolean> {
     if (signal.aborted) return Promise.resolve(false);
     if (this.#stale) return Promise.resolve(true);
-    const { promise, resolve } = Promise.withResolvers<boolean>();
-    const finish = (result: boolean) => (): void => {
-      this.#waiting.delete(wake);
-      signal.removeEventListener("abort", stop);
-      resolve(result);
-    };
-    const wake = finish(true);
-    const stop = finish(false);
-    this.#waiting.add(wake);
-    signal.addEventListener("abort", stop, { once: true });
-    return promise;
+    return this.#waiters.wait(signal);
   }
 
   #refresh(): void {

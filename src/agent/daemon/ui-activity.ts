@@ -1,5 +1,6 @@
 import type { PublicKey } from "#base/keys.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
+import { Waiters } from "#base/waiters.ts";
 import { type WakeKind, wakeKind } from "../connections/wake-cause.ts";
 import type { AgentControl, ChangedPeers, PeerStatus, TimelineEntry } from "../control.ts";
 
@@ -56,7 +57,7 @@ export class ActivityLog {
   readonly #clock: Clock;
   readonly #pulse: () => void;
   readonly #followers = new Map<PublicKey, Follower>();
-  readonly #waiting = new Set<() => void>();
+  readonly #waiters = new Waiters();
   /** Both in the order of their positions. */
   #samples: (StateSample & { readonly position: number })[] = [];
   readonly #wakes = new Map<number, WakeRecord & { readonly position: number }>();
@@ -102,17 +103,7 @@ export class ActivityLog {
   changed(position: number, signal: AbortSignal): Promise<boolean> {
     if (signal.aborted) return Promise.resolve(false);
     if (this.#position > position) return Promise.resolve(true);
-    const { promise, resolve } = Promise.withResolvers<boolean>();
-    const finish = (result: boolean) => (): void => {
-      this.#waiting.delete(wake);
-      signal.removeEventListener("abort", stop);
-      resolve(result);
-    };
-    const wake = finish(true);
-    const stop = finish(false);
-    this.#waiting.add(wake);
-    signal.addEventListener("abort", stop, { once: true });
-    return promise;
+    return this.#waiters.wait(signal);
   }
 
   #sample(): void {
@@ -123,7 +114,7 @@ export class ActivityLog {
     if (!last || !isSame || at - last.at >= QUIET_INTERVAL) {
       if (this.#samples.length >= SAMPLES_MAX) this.#samples = this.#samples.slice(-SAMPLES_MAX / 2);
       this.#samples.push({ at, idle, connecting, connected, position: ++this.#position });
-      this.#tell();
+      this.#waiters.wake();
     }
     this.#pulse();
     this.#timer = this.#clock.after(SAMPLE_INTERVAL, () => this.#sample());
@@ -145,7 +136,7 @@ export class ActivityLog {
         else this.#followers.delete(key);
       }
     }
-    if (this.#position > before) this.#tell();
+    if (this.#position > before) this.#waiters.wake();
   }
 
   /** Takes what is new in a peer's timeline. Entries are never changed, so the last one seen is found by identity. */
@@ -179,9 +170,5 @@ export class ActivityLog {
   #noteProof(id: number, took: Millis | undefined): void {
     const wake = this.#wakes.get(id);
     if (wake) this.#wakes.set(id, { ...wake, took, position: ++this.#position });
-  }
-
-  #tell(): void {
-    for (const wake of [...this.#waiting]) wake();
   }
 }
