@@ -1,3 +1,4 @@
+import { DeadlineTimer } from "#base/deadline-timer.ts";
 import { Emitter } from "#base/emitter.ts";
 import { unreachable } from "#base/errors.ts";
 import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
@@ -7,7 +8,6 @@ import type { Clock, Millis } from "#base/time.ts";
 import { CaptureHost, type CaptureOptions, type PacketCapture } from "./capture.ts";
 import { REJECT_AFTER_TIME } from "./constants.ts";
 import type { EmbeddedDeviceDeps, EmbeddedDeviceOptions } from "./create-embedded-device.ts";
-import { DeadlineTimer } from "./deadline-timer.ts";
 import type {
   DeviceEvents,
   DevicePath,

@@ -1,4 +1,5 @@
 import { DeadlineQueue } from "#base/deadline-queue.ts";
+import { DeadlineTimer } from "#base/deadline-timer.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
 
 /** Callbacks that run before everybody else gets a turn; those of a peer take up to a millisecond each. */
@@ -11,11 +12,11 @@ export const CALLBACKS_PER_TURN = 8;
 export class PacedClock implements Clock {
   readonly #clock: Clock;
   readonly #queue = new DeadlineQueue<{ readonly callback: () => void }>();
-  #timer: Timer | undefined;
-  #timerAt: Millis | undefined;
+  readonly #timer: DeadlineTimer;
 
   constructor(clock: Clock) {
     this.#clock = clock;
+    this.#timer = new DeadlineTimer(clock, () => this.#run());
   }
 
   now(): Millis {
@@ -39,7 +40,6 @@ export class PacedClock implements Clock {
   }
 
   #run(): void {
-    this.#timerAt = undefined;
     const now = this.#clock.now();
     try {
       for (let count = 0; count < CALLBACKS_PER_TURN; count++) {
@@ -53,11 +53,6 @@ export class PacedClock implements Clock {
   }
 
   #arm(): void {
-    const at = this.#queue.next();
-    if (at === this.#timerAt) return;
-    this.#timer?.cancel();
-    this.#timerAt = at;
-    const clock = this.#clock;
-    this.#timer = at === undefined ? undefined : clock.after(Math.max(0, at - clock.now()), () => this.#run());
+    this.#timer.set(this.#queue.next());
   }
 }

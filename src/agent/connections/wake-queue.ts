@@ -1,3 +1,4 @@
+import { DeadlineTimer } from "#base/deadline-timer.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
 import type { MessageBudget } from "./message-budget.ts";
 
@@ -52,8 +53,8 @@ export class WakeQueue<Key> {
   readonly #running = new Map<Key, Timer>();
   /** When each was requested, in that order. */
   readonly #waiting = new Map<WakePriority, Map<Key, Millis>>(WAKE_PRIORITIES.map((each) => [each, new Map()]));
-  #timer: Timer | undefined;
-  #timerAt: Millis | undefined;
+  /** For all that wait: the next that has waited for too long, or the budget. */
+  readonly #timer: DeadlineTimer;
   #admitting = false;
   #turnAt: Millis = Number.NEGATIVE_INFINITY;
   #begunInTurn = 0;
@@ -62,6 +63,10 @@ export class WakeQueue<Key> {
     this.#deps = deps;
     this.#maxNegotiating = limits.negotiating ?? MAX_NEGOTIATING;
     this.#maxWaiting = limits.waiting ?? WAITING_MAX;
+    this.#timer = new DeadlineTimer(deps.clock, () => {
+      this.#expire();
+      this.#admit();
+    });
   }
 
   get waiting(): number {
@@ -174,21 +179,8 @@ export class WakeQueue<Key> {
     }
   }
 
-  /** One timer for all that wait: the next that has waited for too long, or the budget. */
   #arm(): void {
-    const at = this.#nextAt();
-    if (at === this.#timerAt) return;
-    this.#timer?.cancel();
-    this.#timerAt = at;
-    const { clock } = this.#deps;
-    this.#timer =
-      at === undefined
-        ? undefined
-        : clock.after(Math.max(0, at - clock.now()), () => {
-            this.#timerAt = undefined;
-            this.#expire();
-            this.#admit();
-          });
+    this.#timer.set(this.#nextAt());
   }
 
   #nextAt(): Millis | undefined {

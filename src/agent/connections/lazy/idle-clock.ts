@@ -1,5 +1,6 @@
 import { DeadlineQueue } from "#base/deadline-queue.ts";
-import type { Clock, Millis, Timer } from "#base/time.ts";
+import { DeadlineTimer } from "#base/deadline-timer.ts";
+import type { Clock, Millis } from "#base/time.ts";
 
 /**
  * One clock for the sleep of all peers: a queue by the next instant at which a peer may have been idle for long enough, and
@@ -10,12 +11,12 @@ export class IdleClock<Key> {
   readonly #clock: Clock;
   readonly #due: (key: Key, now: Millis) => Millis | undefined;
   #queue = new DeadlineQueue<Key>();
-  #timer: Timer | undefined;
-  #timerAt: Millis | undefined;
+  readonly #timer: DeadlineTimer;
 
   constructor(clock: Clock, due: (key: Key, now: Millis) => Millis | undefined) {
     this.#clock = clock;
     this.#due = due;
+    this.#timer = new DeadlineTimer(clock, () => this.#fire());
   }
 
   /** Number of watched keys. */
@@ -40,8 +41,6 @@ export class IdleClock<Key> {
   }
 
   #fire(): void {
-    this.#timer = undefined;
-    this.#timerAt = undefined;
     const now = this.#clock.now();
     for (let key = this.#queue.takeDue(now); key !== undefined; key = this.#queue.takeDue(now)) {
       const next = this.#due(key, now);
@@ -51,11 +50,6 @@ export class IdleClock<Key> {
   }
 
   #arm(): void {
-    const at = this.#queue.next();
-    if (at === this.#timerAt) return;
-    this.#timer?.cancel();
-    this.#timerAt = at;
-    this.#timer =
-      at === undefined ? undefined : this.#clock.after(Math.max(0, at - this.#clock.now()), () => this.#fire());
+    this.#timer.set(this.#queue.next());
   }
 }

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { ManualClock } from "#base/time.ts";
 import { DeadlineTimer } from "./deadline-timer.ts";
+import { ManualClock } from "./time.ts";
 
 test("it fires once for the latest deadline given, late ones at once, and none when there is none", () => {
   const clock = new ManualClock(1000);

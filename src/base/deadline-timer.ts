@@ -1,4 +1,4 @@
-import type { Clock, Millis, Timer } from "#base/time.ts";
+import type { Clock, Millis, Timer } from "./time.ts";
 
 /** One timer for whatever comes first; armed again only when that changes. */
 export class DeadlineTimer {
