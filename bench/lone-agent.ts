@@ -10,17 +10,7 @@ import { RelayClient } from "#relay/client/relay-client.ts";
 import { EmbeddedDevice } from "#wireguard/embedded-device.ts";
 import type { Plane } from "#wireguard/plane.ts";
 import type { DataPlaneEvents } from "#wireguard/worker/plane-events.ts";
-
-const NO_COUNTERS = {
-  rxBytes: 0,
-  txBytes: 0,
-  lastDataRx: 0,
-  lastDataTx: 0,
-  lastRx: 0,
-  stagedBytes: 0,
-  sessionCreated: 0,
-  lastTx: 0,
-};
+import { NO_PEER_COUNTERS } from "#wireguard/worker/stats.ts";
 
 const INTERFACES: ReturnType<typeof networkInterfaces> = {
   eth0: [
@@ -62,7 +52,7 @@ export function createLoneAgent(clock: Clock): LoneAgent {
     interfaceName: "perch0",
     listenPort: 51820,
     handshakeLoad: 0,
-    peerCounters: () => NO_COUNTERS,
+    peerCounters: () => NO_PEER_COUNTERS,
     counters: () => new Map(),
     close: async () => {},
   };

@@ -7,6 +7,8 @@ import { PROTOCOL_VERSION } from "#base/version.ts";
 import { isHandshake } from "#relay/protocol/messages.ts";
 import { openMessage, parseEncryptedMessage, sealMessage } from "#signal/protocol/sealed-message.ts";
 import { EmbeddedDevice } from "#wireguard/embedded-device.ts";
+import type { Plane } from "#wireguard/plane.ts";
+import { NO_PEER_COUNTERS } from "#wireguard/worker/stats.ts";
 import { ConnectionManager } from "./connections/connection-manager.ts";
 import { DirectPaths } from "./peer/direct-paths.ts";
 
@@ -17,8 +19,6 @@ const PATIENCE: Millis = 5_000;
 const PORT = 51820;
 const OVERLAY = parsePrefix("100.64.0.0/10");
 const RELAY = "rel://rehearsal.invalid:1";
-
-type Plane = ConstructorParameters<typeof EmbeddedDevice>[0]["plane"];
 
 /**
  * Two small agents in memory of which one wakes the other until both send directly, with everything that the main thread of
@@ -236,7 +236,7 @@ class Actor {
           other.#events.emit("confirmed", { slot: other.#slot, localIndex: remoteIndex, source });
         });
       },
-      peerCounters: () => ({ ...NOTHING_COUNTED }),
+      peerCounters: () => NO_PEER_COUNTERS,
       counters: () => new Map(),
       isWorking: () => true,
       close: async () => {},
@@ -252,14 +252,3 @@ class Actor {
     return { rehearsal0: [{ address, netmask, family: "IPv4", mac: "", internal: false, cidr: `${address}/24` }] };
   }
 }
-
-const NOTHING_COUNTED: ReturnType<Plane["peerCounters"]> = {
-  rxBytes: 0,
-  txBytes: 0,
-  lastDataRx: 0,
-  lastDataTx: 0,
-  lastRx: 0,
-  stagedBytes: 0,
-  sessionCreated: 0,
-  lastTx: 0,
-};

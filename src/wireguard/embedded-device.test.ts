@@ -12,22 +12,12 @@ import type { Plane } from "./plane.ts";
 import type { SessionKeys } from "./worker/commands.ts";
 import type { CaptureTarget } from "./worker/data-plane.ts";
 import type { DataPlaneEvents, PlaneSource } from "./worker/plane-events.ts";
-import type { PeerCounters } from "./worker/stats.ts";
+import { NO_PEER_COUNTERS, type PeerCounters } from "./worker/stats.ts";
 
 const DIRECT: DevicePath = { kind: "udp", endpoint: parseEndpoint("192.0.2.2:51820") };
 const ELSEWHERE: DevicePath = { kind: "udp", endpoint: parseEndpoint("198.51.100.7:4000") };
 const RELAY: DevicePath = { kind: "relay" };
 const NONE: DevicePath = { kind: "none" };
-const NO_COUNTERS: PeerCounters = {
-  rxBytes: 0,
-  txBytes: 0,
-  lastDataRx: 0,
-  lastDataTx: 0,
-  lastRx: 0,
-  stagedBytes: 0,
-  sessionCreated: 0,
-  lastTx: 0,
-};
 
 const show = (path: DevicePath): string => (path.kind === "udp" ? formatEndpoint(path.endpoint) : path.kind);
 
@@ -108,7 +98,7 @@ class RecordingPlane implements Plane {
     return error;
   }
   peerCounters(slot: number): PeerCounters {
-    return { ...NO_COUNTERS, stagedBytes: this.staged.get(slot) ?? 0 };
+    return { ...NO_PEER_COUNTERS, stagedBytes: this.staged.get(slot) ?? 0 };
   }
   counters(): ReturnType<Plane["counters"]> {
     return new Map([["rx-packets", 3]]);

@@ -74,6 +74,18 @@ export const PEER_FIELDS = [
  */
 export type PeerCounters = { readonly [Field in (typeof PEER_FIELDS)[number]]: number };
 
+/** The row of a peer that nothing was counted for. */
+export const NO_PEER_COUNTERS: PeerCounters = {
+  rxBytes: 0,
+  txBytes: 0,
+  lastDataRx: 0,
+  lastDataTx: 0,
+  lastRx: 0,
+  stagedBytes: 0,
+  sessionCreated: 0,
+  lastTx: 0,
+};
+
 const ROWS_AT = 64;
 const ROW_WORDS = PEER_FIELDS.length;
 
