@@ -1,3 +1,4 @@
+import { BinaryHeap } from "#base/binary-heap.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
 
 interface Entry {
@@ -19,7 +20,7 @@ export class VirtualTime implements Clock {
   #live = 0;
   /** Events since time last moved. */
   #standing = 0;
-  readonly #heap: Entry[] = [];
+  readonly #heap = new BinaryHeap<Entry>(isBefore);
 
   now(): Millis {
     return this.#now;
@@ -37,7 +38,7 @@ export class VirtualTime implements Clock {
   after(delay: Millis, callback: () => void): Timer {
     const entry: Entry = { at: this.#now + Math.max(0, delay), sequence: this.#sequence++, run: callback };
     this.#live++;
-    this.#push(entry);
+    this.#heap.push(entry);
     return {
       cancel: () => {
         if (!entry.run) return;
@@ -49,8 +50,8 @@ export class VirtualTime implements Clock {
 
   /** Runs the next event if it is not later than `end`, else only moves to `end`. */
   async runNext(end: Millis): Promise<boolean> {
-    for (let next = this.#heap[0]; next && next.at <= end; next = this.#heap[0]) {
-      this.#pop();
+    for (let next = this.#heap.first; next && next.at <= end; next = this.#heap.first) {
+      this.#heap.pop();
       const { run } = next;
       if (!run) continue;
       next.run = undefined;
@@ -69,35 +70,6 @@ export class VirtualTime implements Clock {
   /** Runs everything up to `end`; `between` is called after each event. */
   async runUntil(end: Millis, between?: () => void): Promise<void> {
     while (await this.runNext(end)) between?.();
-  }
-
-  #push(entry: Entry): void {
-    const heap = this.#heap;
-    let at = heap.length;
-    heap.push(entry);
-    while (at > 0) {
-      const parent = (at - 1) >> 1;
-      if (!isBefore(entry, heap[parent]!)) break;
-      heap[at] = heap[parent]!;
-      at = parent;
-    }
-    heap[at] = entry;
-  }
-
-  #pop(): void {
-    const heap = this.#heap;
-    const last = heap.pop()!;
-    if (heap.length === 0) return;
-    let at = 0;
-    for (;;) {
-      let child = 2 * at + 1;
-      if (child >= heap.length) break;
-      if (child + 1 < heap.length && isBefore(heap[child + 1]!, heap[child]!)) child++;
-      if (!isBefore(heap[child]!, last)) break;
-      heap[at] = heap[child]!;
-      at = child;
-    }
-    heap[at] = last;
   }
 }
 
