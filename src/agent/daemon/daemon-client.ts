@@ -17,6 +17,7 @@ export function createDaemonClient(socketPath: string): DaemonClient {
       baseUrl: "http://perch",
       httpVersion: "1.1",
       useBinaryFormat: true,
+      acceptCompression: [],
       nodeOptions: { socketPath, agent: false },
     }),
   );

@@ -22,6 +22,8 @@ export function daemonHandler(deps: DaemonServiceDeps): ReturnType<typeof connec
     routes: (router) => router.service(Daemon, createDaemonService(deps)),
     grpc: false,
     grpcWeb: false,
+    // Nothing leaves the machine: compressing took more time than all the rest of an answer.
+    acceptCompression: [],
     readMaxBytes: READ_MAX_BYTES,
     shutdownSignal: deps.closing,
   });

@@ -3,13 +3,15 @@ import { formatEndpoint, formatPrefix } from "#base/ip.ts";
 import { PublicKey } from "#base/keys.ts";
 import {
   AgentState as AgentStateWire,
+  type DirectPath,
   type DnsSchema,
   type FirewallSchema,
+  type Path,
   type Peer,
-  PeerSchema,
   PeerState as PeerStateWire,
   type StatusHead,
   StatusHeadSchema,
+  type TimelineEntry,
   type WakesSchema,
 } from "#gen/daemon_pb.ts";
 import type { AgentState, AgentStatus, PeerPath, PeerState, PeerStatus, WakeCounts } from "../control.ts";
@@ -43,9 +45,13 @@ export interface DaemonFacts {
   readonly failure?: string | undefined;
 }
 
-/** The peer as the API shows it; the timeline only where it is asked for. */
+/**
+ * The peer as the API shows it; the timeline only where it is asked for. An object as it is, not one made by `create`: there
+ * may be tens of thousands in an answer.
+ */
 export function encodePeer(peer: PeerStatus, withTimeline: boolean): Peer {
-  return create(PeerSchema, {
+  const message: Peer = {
+    $typeName: "perch.daemon.v1.Peer",
     key: PublicKey.toBytes(peer.key),
     fqdn: peer.fqdn,
     addresses: peer.addresses as readonly string[] as string[],
@@ -56,22 +62,22 @@ export function encodePeer(peer: PeerStatus, withTimeline: boolean): Peer {
     lazyReason: peer.lazy.why,
     pinned: peer.pinned,
     agentVersion: peer.agentVersion,
-    ...encodePath(peer.path),
     relayServer: peer.relayServer ?? "",
-    ...(peer.latencyMs === undefined ? {} : { latencyMs: peer.latencyMs }),
     lastHandshake: peer.lastHandshake,
     rxBytes: peer.rxBytes,
     txBytes: peer.txBytes,
     routes: peer.routes.map(formatPrefix),
-    timeline: withTimeline
-      ? peer.timeline.map(({ at, event, detail, sinceWake }) => ({
-          at,
-          event,
-          detail,
-          ...(sinceWake === undefined ? {} : { sinceWakeMs: sinceWake }),
-        }))
-      : [],
-  });
+    timeline: withTimeline ? peer.timeline.map(encodeTimelineEntry) : [],
+  };
+  if (peer.path.kind !== "none") message.path = encodePath(peer.path);
+  if (peer.latencyMs !== undefined) message.latencyMs = peer.latencyMs;
+  return message;
+}
+
+function encodeTimelineEntry({ at, event, detail, sinceWake }: PeerStatus["timeline"][number]): TimelineEntry {
+  const entry: TimelineEntry = { $typeName: "perch.daemon.v1.TimelineEntry", at, event, detail };
+  if (sinceWake !== undefined) entry.sinceWakeMs = sinceWake;
+  return entry;
 }
 
 export function encodeHead(status: AgentStatus, facts: DaemonFacts, takenAt: number): StatusHead {
@@ -143,26 +149,20 @@ function encodeFirewall(firewall: FirewallStatus): MessageInitShape<typeof Firew
   return firewall.kind === "rules" ? { enforced: true, rules: firewall.rules } : { enforced: false };
 }
 
-function encodePath(path: PeerPath): Pick<MessageInitShape<typeof PeerSchema>, "path"> {
+function encodePath(path: Exclude<PeerPath, { readonly kind: "none" }>): Path {
   switch (path.kind) {
-    case "none":
-      return {};
     case "relay":
-      return { path: { path: { case: "relay", value: path.server } } };
-    case "direct":
-      return {
-        path: {
-          path: {
-            case: "direct",
-            value: {
-              remote: formatEndpoint(path.endpoint),
-              local: path.local ? formatEndpoint(path.local) : "",
-              remoteKind: path.remoteKind,
-              localKind: path.localKind,
-            },
-          },
-        },
+      return { $typeName: "perch.daemon.v1.Path", path: { case: "relay", value: path.server } };
+    case "direct": {
+      const value: DirectPath = {
+        $typeName: "perch.daemon.v1.DirectPath",
+        remote: formatEndpoint(path.endpoint),
+        local: path.local ? formatEndpoint(path.local) : "",
+        remoteKind: path.remoteKind,
+        localKind: path.localKind,
       };
+      return { $typeName: "perch.daemon.v1.Path", path: { case: "direct", value } };
+    }
     default:
       return path satisfies never;
   }
