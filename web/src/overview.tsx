@@ -23,6 +23,7 @@ const CAUSES: Readonly<Record<string, string>> = {
   udp: "UDP packet from here",
   icmp: "Ping from here",
   "other-traffic": "Other packet from here",
+  dns: "Its name was looked up",
   offer: "Its offer",
   handshake: "Its handshake",
   hand: "By hand",
