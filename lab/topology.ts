@@ -54,6 +54,15 @@ export interface HostSpec {
   readonly address6?: string;
 }
 
+/** Sites with one host each, of the same name, and 10 ms from the core unless they say otherwise. */
+export function hostPerSite(sites: Readonly<Record<string, Omit<SiteSpec, "name">>>): LabTopology {
+  const names = Object.keys(sites);
+  return {
+    sites: names.map((name) => ({ latencyMs: 10, ...sites[name], name })),
+    hosts: names.map((name) => ({ name, site: name })),
+  };
+}
+
 /** A site with everything decided. */
 export interface Site {
   readonly name: string;

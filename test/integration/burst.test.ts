@@ -6,6 +6,7 @@ import { createLab, type Lab } from "../../lab/lab.ts";
 import { NAT } from "../../lab/nat.ts";
 import { PerchNetwork } from "../../lab/perch-network.ts";
 import { skipWithoutLab } from "../../lab/rootless.ts";
+import { hostPerSite } from "../../lab/topology.ts";
 import { WakeEnd, WakePair } from "../../lab/wake-pair.ts";
 
 const PORT = 7100;
@@ -43,16 +44,14 @@ describe("a burst into a sleeping peer", { skip: await skipWithoutLab() }, () =>
   const pairs = new Map<string, WakePair>();
 
   before(async () => {
-    const site = (name: string) => ({ name, latencyMs: 10 });
-    lab = await createLab({
-      sites: [
-        site("hub"),
-        { ...site("alder"), nat: NAT.portRestricted },
-        { ...site("birch"), nat: NAT.addressRestricted },
-        { ...site("cedar"), nat: NAT.symmetric },
-      ],
-      hosts: ["hub", "alder", "birch", "cedar"].map((name) => ({ name, site: name })),
-    });
+    lab = await createLab(
+      hostPerSite({
+        hub: {},
+        alder: { nat: NAT.portRestricted },
+        birch: { nat: NAT.addressRestricted },
+        cedar: { nat: NAT.symmetric },
+      }),
+    );
     network = await PerchNetwork.start(lab, { server: "hub", agents: ["alder", "birch", "cedar"] });
     for (const name of ["alder", "birch", "cedar"]) ends.set(name, await WakeEnd.start(network.agent(name)));
     pairs.set("direct", await WakePair.of(ends.get("alder")!, ends.get("birch")!));

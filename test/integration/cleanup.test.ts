@@ -7,6 +7,7 @@ import { createLab, type Lab } from "../../lab/lab.ts";
 import { NAT } from "../../lab/nat.ts";
 import { LabAgent, PerchNetwork, waitFor } from "../../lab/perch-network.ts";
 import { skipWithoutLab } from "../../lab/rootless.ts";
+import { hostPerSite } from "../../lab/topology.ts";
 import { filesBelow, type MachineState, readMachine } from "./machine-state.ts";
 
 /** When after the start of `perch up` the daemon is killed: before, during and after login, interface and map. */
@@ -24,11 +25,7 @@ describe("what perch made is gone when it ends", { skip: await skipWithoutLab() 
   let untouched: MachineState;
 
   before(async () => {
-    const site = (name: string) => ({ name, latencyMs: 10 });
-    lab = await createLab({
-      sites: [site("hub"), { ...site("box"), nat: NAT.portRestricted, ipv6: true }, site("birch")],
-      hosts: ["hub", "box", "birch"].map((name) => ({ name, site: name })),
-    });
+    lab = await createLab(hostPerSite({ hub: {}, box: { nat: NAT.portRestricted, ipv6: true }, birch: {} }));
     network = await PerchNetwork.start(lab, { server: "hub", agents: ["birch"] });
     box = lab.host("box");
     untouched = await readMachine(box);

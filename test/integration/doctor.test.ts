@@ -5,6 +5,7 @@ import { createLab, type Lab } from "../../lab/lab.ts";
 import { NAT } from "../../lab/nat.ts";
 import { PerchNetwork, waitFor } from "../../lab/perch-network.ts";
 import { skipWithoutLab } from "../../lab/rootless.ts";
+import { hostPerSite } from "../../lab/topology.ts";
 
 /** A search for a direct way is given up after 10 s. */
 const SEARCH_TIMEOUT = 20_000;
@@ -31,18 +32,16 @@ describe("perch doctor between real agents in the lab", { skip: await skipWithou
   const agents = ["alder", "birch", "cedar", "dogwood", "elm"];
 
   before(async () => {
-    const site = (name: string) => ({ name, latencyMs: 10 });
-    lab = await createLab({
-      sites: [
-        site("hub"),
-        { ...site("alder"), nat: NAT.symmetric },
-        { ...site("birch"), nat: NAT.portRestricted },
-        site("cedar"),
-        site("elm"),
-        { ...site("dogwood"), nat: NAT.portRestricted, udp: "blocked" },
-      ],
-      hosts: ["hub", ...agents].map((name) => ({ name, site: name })),
-    });
+    lab = await createLab(
+      hostPerSite({
+        hub: {},
+        alder: { nat: NAT.symmetric },
+        birch: { nat: NAT.portRestricted },
+        cedar: {},
+        dogwood: { nat: NAT.portRestricted, udp: "blocked" },
+        elm: {},
+      }),
+    );
     const key = randomBytes(32).toString("base64");
     const upFlags = (agent: string): readonly string[] => (agent === "elm" ? ["--preshared-key", key] : []);
     network = await PerchNetwork.start(lab, { server: "hub", agents, upFlags });

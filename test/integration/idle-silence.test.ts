@@ -9,6 +9,7 @@ import { createLab, type Lab } from "../../lab/lab.ts";
 import { NAT } from "../../lab/nat.ts";
 import { type LabAgent, PerchNetwork, waitFor } from "../../lab/perch-network.ts";
 import { skipWithoutLab } from "../../lab/rootless.ts";
+import { hostPerSite } from "../../lab/topology.ts";
 
 const PEERS = 50;
 const WATCHED: Millis = 30_000;
@@ -36,15 +37,9 @@ describe("idle means silent", { skip: await skipWithoutLab() }, () => {
   const directory = mkdtempSync(join(tmpdir(), "perch-idle-"));
 
   before(async () => {
-    const site = (name: string) => ({ name, latencyMs: 10 });
-    lab = await createLab({
-      sites: [
-        site("hub"),
-        { ...site("alder"), nat: NAT.portRestricted },
-        { ...site("birch"), nat: NAT.endpointIndependent },
-      ],
-      hosts: ["hub", "alder", "birch"].map((name) => ({ name, site: name })),
-    });
+    lab = await createLab(
+      hostPerSite({ hub: {}, alder: { nat: NAT.portRestricted }, birch: { nat: NAT.endpointIndependent } }),
+    );
     network = await PerchNetwork.start(lab, {
       server: "hub",
       agents: ["alder", "birch"],

@@ -7,6 +7,7 @@ import { createLab, type Lab } from "../../lab/lab.ts";
 import { NAT } from "../../lab/nat.ts";
 import { type LabAgent, PerchNetwork, waitFor } from "../../lab/perch-network.ts";
 import { skipWithoutLab } from "../../lab/rootless.ts";
+import { hostPerSite } from "../../lab/topology.ts";
 import { type WakeEnd, WakePair } from "../../lab/wake-pair.ts";
 
 /** Upper bound for everything that has to come back by itself: the longest pause of a client (30 s), and a loaded machine. */
@@ -41,19 +42,17 @@ describe("the server is killed, restarted or cut off", { skip: await skipWithout
   let relayed: WakePair;
 
   before(async () => {
-    const site = (name: string) => ({ name, latencyMs: 10 });
-    lab = await createLab({
-      sites: [
-        site("hub"),
-        { ...site("alder"), nat: NAT.portRestricted },
-        { ...site("birch"), nat: NAT.addressRestricted },
-        { ...site("cedar"), nat: NAT.symmetric },
-        { ...site("dogwood"), nat: NAT.symmetric },
-        site("elm"),
-        site("fir"),
-      ],
-      hosts: ["hub", "alder", "birch", "cedar", "dogwood", "elm", "fir"].map((name) => ({ name, site: name })),
-    });
+    lab = await createLab(
+      hostPerSite({
+        hub: {},
+        alder: { nat: NAT.portRestricted },
+        birch: { nat: NAT.addressRestricted },
+        cedar: { nat: NAT.symmetric },
+        dogwood: { nat: NAT.symmetric },
+        elm: {},
+        fir: {},
+      }),
+    );
     network = await PerchNetwork.start(lab, {
       server: "hub",
       agents: ["alder", "birch", "cedar", "dogwood", "elm", "fir"],

@@ -7,6 +7,7 @@ import { fillStore } from "../../bench/big-network.ts";
 import { createLab, type Lab } from "../../lab/lab.ts";
 import { type LabAgent, PerchNetwork } from "../../lab/perch-network.ts";
 import { skipWithoutLab } from "../../lab/rootless.ts";
+import { hostPerSite } from "../../lab/topology.ts";
 import { WakePair } from "../../lab/wake-pair.ts";
 
 /** Peers that registered once and are not there. */
@@ -26,9 +27,7 @@ describe("a sweep over sleeping peers", { skip: await skipWithoutLab() }, () => 
   let addresses: readonly string[];
 
   before(async () => {
-    const site = (name: string) => ({ name, latencyMs: 10 });
-    const names = ["hub", "alder", "birch"];
-    lab = await createLab({ sites: names.map(site), hosts: names.map((name) => ({ name, site: name })) });
+    lab = await createLab(hostPerSite({ hub: {}, alder: {}, birch: {} }));
     network = await PerchNetwork.start(lab, {
       server: "hub",
       agents: ["alder", "birch"],

@@ -4,6 +4,7 @@ import { createLab, type Lab } from "../../lab/lab.ts";
 import { NAT } from "../../lab/nat.ts";
 import { PerchNetwork } from "../../lab/perch-network.ts";
 import { skipWithoutLab } from "../../lab/rootless.ts";
+import { hostPerSite } from "../../lab/topology.ts";
 import type { TrafficResult } from "../../lab/traffic.ts";
 import { type WakeEnd, WakePair } from "../../lab/wake-pair.ts";
 
@@ -24,16 +25,14 @@ describe("cold wakes between real agents in the lab", { skip: await skipWithoutL
   let network: PerchNetwork;
 
   before(async () => {
-    const site = (name: string) => ({ name, latencyMs: 10 });
-    lab = await createLab({
-      sites: [
-        site("hub"),
-        { ...site("alder"), nat: NAT.portRestricted },
-        { ...site("birch"), nat: NAT.addressRestricted },
-        { ...site("cedar"), nat: NAT.symmetric },
-      ],
-      hosts: ["hub", "alder", "birch", "cedar"].map((name) => ({ name, site: name })),
-    });
+    lab = await createLab(
+      hostPerSite({
+        hub: {},
+        alder: { nat: NAT.portRestricted },
+        birch: { nat: NAT.addressRestricted },
+        cedar: { nat: NAT.symmetric },
+      }),
+    );
     network = await PerchNetwork.start(lab, { server: "hub", agents: ["alder", "birch", "cedar"] });
   });
 
