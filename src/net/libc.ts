@@ -21,6 +21,8 @@ export interface Libc {
   poll(fds: Address, count: number, timeoutMs: number): number;
   eventfd(initial: number, flags: number): number;
   socket(family: number, type: number, protocol: number): number;
+  /** Writes the two descriptors as 32-bit integers. */
+  socketpair(family: number, type: number, protocol: number, pair: Address): number;
   bind(fd: number, address: Address, bytes: number): number;
   getsockname(fd: number, address: Address, bytes: Address): number;
   setsockopt(fd: number, level: number, name: number, value: Address, bytes: number): number;
@@ -122,6 +124,7 @@ export function libc(): Libc {
     poll: bind("poll", "int", ["void *", "ulong", "int"]),
     eventfd: bind("eventfd", "int", ["uint", "int"]),
     socket: bind("socket", "int", ["int", "int", "int"]),
+    socketpair: bind("socketpair", "int", ["int", "int", "int", "void *"]),
     bind: bind("bind", "int", ["int", "void *", "uint"]),
     getsockname: bind("getsockname", "int", ["int", "void *", "void *"]),
     setsockopt: bind("setsockopt", "int", ["int", "int", "int", "void *", "uint"]),

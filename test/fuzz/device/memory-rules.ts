@@ -119,6 +119,7 @@ export const RULES: Readonly<Record<string, Rule>> = {
   write: buffer,
   writev: (guard, [, at, count]) => vector(guard, at!, Number(count)),
   poll: (guard, [at, count]) => void guard.at(at!, Number(count) * POLLFD_BYTES, "pollfds"),
+  socketpair: (guard, [, , , pair]) => void guard.at(pair!, 8, "descriptors"),
   bind: (guard, [, at, bytes]) => void guard.at(at!, Number(bytes), "address"),
   getsockname: (guard, [, at, bytes]) => sized(guard, at!, bytes!, "address"),
   setsockopt: (guard, [, , , at, bytes]) => void guard.at(at!, Number(bytes), "option"),
