@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { writeFileAtomically } from "#base/atomic-file.ts";
+import { replaceFile } from "#base/atomic-file.ts";
 import { messageOf } from "#base/errors.ts";
 import type { Logger } from "#base/log.ts";
 import type { TimestampMark } from "#wireguard/timestamp-mark.ts";
@@ -11,6 +11,7 @@ const TIMESTAMP_FILE = "handshake-timestamp";
 /** The mark of the agent's key. A file that cannot be read or written is logged, and the clock is trusted. */
 export function timestampFile(stateDir: string, log: Logger): TimestampMark {
   const path = join(stateDir, TIMESTAMP_FILE);
+  let written: Promise<void> = Promise.resolve();
   return {
     load: () => {
       try {
@@ -24,11 +25,9 @@ export function timestampFile(stateDir: string, log: Logger): TimestampMark {
       return 0;
     },
     store: (wall) => {
-      try {
-        writeFileAtomically(path, `${wall}\n`);
-      } catch (error) {
-        log.warn("handshake timestamp not stored", { path, err: messageOf(error) });
-      }
+      written = written
+        .then(() => replaceFile(path, `${wall}\n`))
+        .catch((error: unknown) => log.warn("handshake timestamp not stored", { path, err: messageOf(error) }));
     },
   };
 }

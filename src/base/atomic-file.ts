@@ -1,4 +1,5 @@
 import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { open, rename, rm } from "node:fs/promises";
 import { dirname } from "node:path";
 
 /**
@@ -28,4 +29,21 @@ export function writeFileAtomically(path: string, content: string | Uint8Array, 
   } finally {
     closeSync(directory);
   }
+}
+
+/** The same without holding up this thread; two writes of one file must not overlap. Rejects with what the file system says. */
+export async function replaceFile(path: string, content: string | Uint8Array, mode = 0o600): Promise<void> {
+  const draft = `${path}.new`;
+  try {
+    await rm(draft, { force: true });
+    await using file = await open(draft, "wx", mode);
+    await file.writeFile(content);
+    await file.sync();
+    await rename(draft, path);
+  } catch (error) {
+    await rm(draft, { force: true });
+    throw error;
+  }
+  await using directory = await open(dirname(path), "r");
+  await directory.sync();
 }

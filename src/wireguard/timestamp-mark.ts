@@ -7,7 +7,10 @@ import type { Millis } from "#base/time.ts";
 export interface TimestampMark {
   /** Wall clock ms before which all timestamps were that were ever sent; 0 when none was. Read once. */
   load(): number;
-  /** Called before a timestamp goes out that is not before the mark; at most every ten minutes. Must not throw. */
+  /**
+   * Called when a timestamp is about to go out that is not before the mark; at most every ten minutes. The handshake does not
+   * wait until it is stored. Must not throw.
+   */
   store(wall: number): void;
 }
 
