@@ -164,7 +164,7 @@ export class RelayConnection {
   }
 
   /**
-   * Sends a datagram in this turn of the event loop, or as soon as the connection is open. `header` are the first 38 bytes
+   * Sends a datagram in this turn of the event loop, a handshake before this returns, or as soon as the connection is open. `header` are the first 38 bytes
    * of the message. The datagram is copied. False when it is too long or the connection is over.
    */
   send(header: Uint8Array, datagram: Uint8Array): boolean {
@@ -176,8 +176,13 @@ export class RelayConnection {
         : new Uint8Array(length);
     message.set(header);
     message.set(datagram, TRANSPORT_HEADER_BYTES);
-    if (isHandshake(datagram)) this.#writer.pushHandshake(message);
-    else this.#writer.pushData(header, message);
+    if (isHandshake(datagram)) {
+      this.#writer.pushHandshake(message);
+      // The caller goes on with signalling and ICE, which takes milliseconds.
+      this.#writer.flush();
+    } else {
+      this.#writer.pushData(header, message);
+    }
     return true;
   }
 

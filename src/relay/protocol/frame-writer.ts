@@ -100,7 +100,33 @@ export class FrameWriter {
   /** The connection is there; what waits leaves now. */
   open(socket: Duplex): void {
     this.#socket = socket;
-    this.#flush();
+    this.flush();
+  }
+
+  /** Does not wait for the end of the turn: what waits leaves now, as far as the system takes it. */
+  flush(): void {
+    if (this.#writingSince !== undefined || !this.#socket) return;
+    if (this.#queue.isEmpty) {
+      this.#whenEmpty?.();
+      return;
+    }
+    const now = this.#deps.clock.now();
+    const large = this.#queue.bytes > SMALL_QUEUE_BYTES;
+    const batch = large ? (pool.pop() ?? Buffer.allocUnsafeSlow(BATCH_BYTES)) : Buffer.allocUnsafe(SMALL_BATCH_BYTES);
+    const length = this.#fill(batch, now);
+    if (length === 0) {
+      if (large) giveBack(batch);
+      this.#whenEmpty?.();
+      return;
+    }
+    this.#writingSince = now;
+    this.#bytesWritten += length;
+    this.#socket.write(batch.subarray(0, length), () => {
+      if (large) giveBack(batch);
+      this.#writingSince = undefined;
+      this.flush();
+    });
+    this.#watchStall();
   }
 
   /** One of the protocol's own messages. */
@@ -129,7 +155,7 @@ export class FrameWriter {
     this.#ended = true;
     return new Promise((resolve) => {
       this.#whenEmpty = resolve;
-      this.#flush();
+      this.flush();
     });
   }
 
@@ -155,38 +181,13 @@ export class FrameWriter {
   readonly #onTurnEnd = (): void => {
     this.#scheduled = false;
     this.#queue.endTurn();
-    this.#flush();
+    this.flush();
   };
 
   readonly #onSoon = (): void => {
     this.#scheduledSoon = false;
-    this.#flush();
+    this.flush();
   };
-
-  #flush(): void {
-    if (this.#writingSince !== undefined || !this.#socket) return;
-    if (this.#queue.isEmpty) {
-      this.#whenEmpty?.();
-      return;
-    }
-    const now = this.#deps.clock.now();
-    const large = this.#queue.bytes > SMALL_QUEUE_BYTES;
-    const batch = large ? (pool.pop() ?? Buffer.allocUnsafeSlow(BATCH_BYTES)) : Buffer.allocUnsafe(SMALL_BATCH_BYTES);
-    const length = this.#fill(batch, now);
-    if (length === 0) {
-      if (large) giveBack(batch);
-      this.#whenEmpty?.();
-      return;
-    }
-    this.#writingSince = now;
-    this.#bytesWritten += length;
-    this.#socket.write(batch.subarray(0, length), () => {
-      if (large) giveBack(batch);
-      this.#writingSince = undefined;
-      this.#flush();
-    });
-    this.#watchStall();
-  }
 
   /** Fills `batch` with frames and returns their length. */
   #fill(batch: Buffer, now: Millis): number {

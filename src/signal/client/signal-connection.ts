@@ -56,6 +56,9 @@ export class SignalConnection {
   /** Once TCP is there. */
   #session: ClientHttp2Session | undefined;
   #socket: Socket | undefined;
+  readonly #reader = new GrpcFrameReader(SIGNAL_MESSAGE_MAX_BYTES);
+  /** Of the stream of messages, in this turn of the event loop. */
+  readonly #arrived: Buffer[] = [];
   #over = false;
 
   constructor(deps: { readonly clock: Clock }, options: SignalConnectionOptions, events: SignalConnectionEvents) {
@@ -192,7 +195,6 @@ export class SignalConnection {
   #register(): void {
     const stream = this.#request(SIGNAL_STREAM_PATH, { [PEER_ID_HEADER]: this.#options.publicKey });
     if (!stream) return this.#lose("signal-unreachable", "cannot open a stream");
-    const reader = new GrpcFrameReader(SIGNAL_MESSAGE_MAX_BYTES);
     let ended = "";
     const readStatus = (headers: IncomingHeaders): void => {
       const status = headers["grpc-status"];
@@ -208,21 +210,29 @@ export class SignalConnection {
       if (!this.#over) this.#events.registered(headers[ORDERED_HEADER] === "1");
     });
     stream.on("data", (chunk: Buffer) => {
-      if (this.#over) return;
-      try {
-        for (const payload of reader.push(chunk)) {
-          // A listener may close the connection between two messages.
-          if (!this.#over) this.#events.frame(payload);
-        }
-      } catch (error) {
-        this.#lose("signal-refused", messageOf(error), error);
-      }
+      // What a relay delivered in the same turn goes first: a handshake is answered before what is said about it is read.
+      if (this.#arrived.push(chunk) === 1) setImmediate(() => this.#read());
     });
     stream.on("trailers", readStatus);
     stream.on("error", (error: Error) => this.#lose("signal-unreachable", messageOf(error), error));
     stream.on("close", () => {
       this.#lose(ended ? "signal-refused" : "signal-unreachable", ended || "stream ended");
     });
+  }
+
+  /** Hands out the messages that arrived. */
+  #read(): void {
+    for (const chunk of this.#arrived.splice(0)) {
+      if (this.#over) return;
+      try {
+        for (const payload of this.#reader.push(chunk)) {
+          // A listener may close the connection between two messages.
+          if (!this.#over) this.#events.frame(payload);
+        }
+      } catch (error) {
+        this.#lose("signal-refused", messageOf(error), error);
+      }
+    }
   }
 
   #request(path: string, metadata: Readonly<Record<string, string>>): ClientHttp2Stream | undefined {
@@ -242,6 +252,7 @@ export class SignalConnection {
   }
 
   #lose(code: "signal-unreachable" | "signal-refused" | "signal-silent", message: string, cause?: unknown): void {
+    this.#read();
     if (this.#over) return;
     this.close();
     this.#events.lost(new SignalError(code, message, { cause, retryable: true }));
