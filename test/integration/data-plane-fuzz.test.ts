@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { buildPacket } from "#wireguard/worker/packet-model.ts";
 import { firstChance } from "../fuzz/chance.ts";
-import { damaged, innerPacket, strangeDatagram, transport } from "../fuzz/device/packets.ts";
+import { DATAGRAM_ENDS, damaged, innerPacket, strangeDatagram, transport } from "../fuzz/device/packets.ts";
 import type { TestSession } from "../fuzz/device/rig.ts";
 import { ping, root } from "./data-plane/checks.ts";
 import { type End, Pair } from "./data-plane/pair.ts";
@@ -14,24 +14,10 @@ import { type End, Pair } from "./data-plane/pair.ts";
 const GUARD = new URL("../fuzz/device/guard-workers.ts", import.meta.url).href;
 const DATAGRAMS = 600;
 
-/** Every place where a datagram that was received may end. */
-const OUTCOMES = [
-  "rx-packets",
-  "drop-malformed",
-  "drop-unknown-type",
-  "drop-unknown-index",
-  "drop-expired",
-  "drop-authentication",
-  "drop-replay",
-  "drop-relay-mismatch",
-  "drop-mac1",
-  "drop-unproved-source",
-  "drop-handshake-queue",
-];
-
 /** Received datagrams whose fate no counter and no event told. */
 function unaccounted(end: End, counters: Record<string, number>): number {
-  const told = OUTCOMES.reduce((sum, name) => sum + counters[name]!, 0) + end.count("handshake") + end.count("stun");
+  const told =
+    DATAGRAM_ENDS.reduce((sum, name) => sum + counters[name]!, 0) + end.count("handshake") + end.count("stun");
   return counters["rx-datagrams"]! - told;
 }
 

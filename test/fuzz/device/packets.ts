@@ -1,4 +1,5 @@
 import { buildPacket } from "#wireguard/worker/packet-model.ts";
+import type { DeviceCounter } from "#wireguard/worker/stats.ts";
 import type { Chance } from "../chance.ts";
 import { sealed, type TestSession } from "./rig.ts";
 
@@ -9,6 +10,21 @@ import { sealed, type TestSession } from "./rig.ts";
 
 export const STUN_COOKIE = 0x2112a442;
 const MESSAGE_BYTES = [0, 148, 92, 64] as const;
+/** Counters of the places where a datagram that was received may end: exactly one, unless it is reported to main. */
+export const DATAGRAM_ENDS = [
+  "rx-packets",
+  "drop-malformed",
+  "drop-unknown-type",
+  "drop-unknown-index",
+  "drop-expired",
+  "drop-authentication",
+  "drop-replay",
+  "drop-relay-mismatch",
+  "drop-mac1",
+  "drop-unproved-source",
+  "drop-handshake-queue",
+] as const satisfies readonly DeviceCounter[];
+
 /** Most that UDP over IPv4 carries. */
 export const MAX_DATAGRAM_BYTES = 65_507;
 

@@ -7,6 +7,7 @@ import type { Incoming } from "./fake-kernel.ts";
 import { MemoryGuard } from "./memory-guard.ts";
 import {
   asPacket,
+  DATAGRAM_ENDS,
   damaged,
   innerPacket,
   isFromPeer,
@@ -26,20 +27,7 @@ function session(chance: Chance, localIndex: number): TestSession {
 
 /** Where a datagram can end; each is counted in exactly one of them. */
 function outcomes(rig: Rig): Record<string, number> {
-  const names = [
-    "rx-packets",
-    "drop-malformed",
-    "drop-unknown-type",
-    "drop-unknown-index",
-    "drop-expired",
-    "drop-authentication",
-    "drop-replay",
-    "drop-relay-mismatch",
-    "drop-mac1",
-    "drop-unproved-source",
-    "drop-handshake-queue",
-  ] as const;
-  return Object.fromEntries(names.map((name) => [name, rig.counter(name)]));
+  return Object.fromEntries(DATAGRAM_ENDS.map((name) => [name, rig.counter(name)]));
 }
 
 const sum = (counts: Record<string, number>): number => Object.values(counts).reduce((all, count) => all + count, 0);
