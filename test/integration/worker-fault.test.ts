@@ -45,17 +45,27 @@ async function counters(agent: LabAgent): Promise<Readonly<Record<string, number
 const lines = (child: ChildProcess): AsyncIterator<string> =>
   createInterface({ input: child.stdout! })[Symbol.asyncIterator]();
 
+/** Two agents that talk to each other, whose data workers die on a signal. */
+async function startPair(): Promise<AsyncDisposable & { readonly alder: LabAgent; readonly birch: LabAgent }> {
+  await using started = new AsyncDisposableStack();
+  const star = started.use(await createVethStar(["hub", "alder", "birch"]));
+  const network = started.use(
+    await PerchNetwork.start(star, {
+      server: "hub",
+      agents: ["alder", "birch"],
+      daemonEnvironment: { NODE_OPTIONS: `--import ${HOOK}` },
+    }),
+  );
+  const [alder, birch] = [network.agent("alder"), network.agent("birch")];
+  await waitFor(() => reaches(alder, birch), "the first way from alder to birch");
+  const owned = started.move();
+  return { alder, birch, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+}
+
 describe("the data worker of an agent dies", { skip: await skipWithoutLab(), timeout: 120_000 }, () => {
   test("another takes over: interface and connections stay, and only the handshake is made again", async (t) => {
-    const agents = ["alder", "birch"];
-    await using star = await createVethStar(["hub", ...agents]);
-    await using network = await PerchNetwork.start(star, {
-      server: "hub",
-      agents,
-      daemonEnvironment: { NODE_OPTIONS: `--import ${HOOK}` },
-    });
-    const [alder, birch] = agents.map((name) => network.agent(name)) as [LabAgent, LabAgent];
-    await waitFor(() => reaches(alder, birch), "the first way from alder to birch");
+    await using pair = await startPair();
+    const { alder, birch } = pair;
     const tunnel = await tunnelOf(alder);
     const before = held(alder);
     const pid = alder.pid!;
@@ -105,15 +115,8 @@ describe("the data worker of an agent dies", { skip: await skipWithoutLab(), tim
   });
 
   test("one that dies again and again ends the tunnel with the reason, and the agent builds it anew", async () => {
-    const agents = ["alder", "birch"];
-    await using star = await createVethStar(["hub", ...agents]);
-    await using network = await PerchNetwork.start(star, {
-      server: "hub",
-      agents,
-      daemonEnvironment: { NODE_OPTIONS: `--import ${HOOK}` },
-    });
-    const [alder, birch] = agents.map((name) => network.agent(name)) as [LabAgent, LabAgent];
-    await waitFor(() => reaches(alder, birch), "the first way from alder to birch");
+    await using pair = await startPair();
+    const { alder, birch } = pair;
     const deaths = (): number => alder.log.match(/data worker died/g)?.length ?? 0;
     for (let fault = 1; fault <= 5; fault++) {
       process.kill(alder.pid!, "SIGUSR2");
