@@ -1,7 +1,8 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { type Restoration, restoreResolvConf } from "../dns/resolv-conf-linux.ts";
+import { restoreResolvConf } from "../dns/resolv-conf-linux.ts";
 import { ResolverRecordStore } from "../dns/resolver-record.ts";
+import type { Restoration } from "../host-record.ts";
 import { DaemonError } from "./daemon-error.ts";
 import { takeLock } from "./state-lock.ts";
 

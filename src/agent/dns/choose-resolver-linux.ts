@@ -1,5 +1,5 @@
 import { readdirSync, readFileSync, readlinkSync, statSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import type { HostResolver, NoHostResolver } from "./host-resolver.ts";
 import { parseResolvConf, RESOLV_CONF, ResolvConfFile } from "./resolv-conf-linux.ts";
 import { isResolvedRunning, SystemdResolved } from "./resolved-linux.ts";
@@ -76,13 +76,20 @@ function isMountPoint(path: string): boolean {
     .some((line) => line.split(" ")[4] === path);
 }
 
+/** Where there is no file, or a link that leads nowhere, their directories tell. */
 function differsFrom(other: string, path: string): boolean {
-  try {
-    const [a, b] = [statSync(other), statSync(path)];
-    return a.dev !== b.dev || a.ino !== b.ino;
-  } catch {
-    return false;
+  for (const [there, here] of [
+    [other, path],
+    [dirname(other), dirname(path)],
+  ] as const) {
+    try {
+      const [a, b] = [statSync(there), statSync(here)];
+      return a.dev !== b.dev || a.ino !== b.ino;
+    } catch {
+      // One of them is missing.
+    }
   }
+  return false;
 }
 
 function link(path: string): string | undefined {

@@ -3,6 +3,7 @@ import {
   chownSync,
   closeSync,
   constants,
+  fstatSync,
   fsyncSync,
   ftruncateSync,
   lchownSync,
@@ -16,11 +17,13 @@ import {
   utimesSync,
   writeSync,
 } from "node:fs";
+import { dirname } from "node:path";
 import { messageOf } from "#base/errors.ts";
 import { type Endpoint, parseIp } from "#base/ip.ts";
+import { NOTHING_RESTORED, type Restoration } from "../host-record.ts";
 import { DnsError } from "./dns-error.ts";
 import type { HostNames, HostResolver } from "./host-resolver.ts";
-import type { OriginalFile, ResolverRecordStore } from "./resolver-record.ts";
+import type { OriginalFile, ResolverRecord, ResolverRecordStore } from "./resolver-record.ts";
 
 export const RESOLV_CONF = "/etc/resolv.conf";
 
@@ -124,18 +127,19 @@ export class ResolvConfFile implements HostResolver {
   #apply(names: HostNames): void {
     const record = this.#store.read();
     const current = readOriginal(this.#path);
-    const isOurs = record?.path === this.#path && beginsWith(current, record.mark);
-    if (!isOurs && firstLine(current).startsWith(MARK)) {
+    const isKnown = record?.path === this.#path && isOurs(current, record);
+    if (!isKnown && firstLine(current).startsWith(MARK)) {
       throw new DnsError("resolver", `${this.#path} was written by another Perch agent: ${firstLine(current)}`);
     }
     // Somebody else wrote the file since: theirs is what comes back in the end.
-    const original = isOurs ? record.original : current;
+    const original = isKnown ? record.original : current;
     this.#before = parseResolvConf(textOf(original, this.#path));
     const text = formatResolvConf(names, this.#before);
-    if (isOurs && contentOf(current).toString("utf8") === text) return;
-    if (!isOurs) this.#store.write({ version: 1, path: this.#path, original, mark: text.split("\n", 1)[0]! });
+    if (isKnown && contentOf(current).toString("utf8") === text) return;
+    const mark = text.split("\n", 1)[0]!;
+    if (!isKnown) this.#store.write({ version: 1, path: this.#path, original, mark });
     const mode = original.kind === "file" ? original.mode : 0o644;
-    writeContent(this.#path, { content: Buffer.from(text), mode: mode | 0o444, uid: 0, gid: 0 });
+    writeContent(this.#path, { content: Buffer.from(text), mark, mode: mode | 0o444, uid: 0, gid: 0 });
   }
 
   async restore(): Promise<readonly string[]> {
@@ -146,42 +150,34 @@ export class ResolvConfFile implements HostResolver {
   #originalText(): string {
     const record = this.#store.read();
     const current = readOriginal(this.#path);
-    return textOf(
-      record?.path === this.#path && beginsWith(current, record.mark) ? record.original : current,
-      this.#path,
-    );
+    return textOf(record?.path === this.#path && isOurs(current, record) ? record.original : current, this.#path);
   }
 }
 
-/** What `restoreResolvConf` did, and what it could not do. */
-export interface Restoration {
-  readonly done: readonly string[];
-  readonly problems: readonly string[];
-}
-
 /**
- * Puts the resolver file back as the record says, byte for byte, with mode and owner, link for link; a file that somebody else
- * wrote since stays. Without a record there is nothing to do. Idempotent; never throws.
+ * Puts the resolver file back as the record says, byte for byte, with mode, owner and time, link for link; a file that somebody
+ * else wrote since stays. Without a record there is nothing to do. Idempotent; never throws.
  */
 export function restoreResolvConf(store: ResolverRecordStore): Restoration {
   let path = "";
   try {
     const record = store.read();
-    if (!record) return { done: [], problems: [] };
+    if (!record) return NOTHING_RESTORED;
     ({ path } = record);
     const { original } = record;
     const current = readOriginal(path);
-    if (!beginsWith(current, record.mark) && !isHalfBack(current, original)) {
-      store.remove();
-      const isBack = sameFile(current, original);
-      return {
-        done: [isBack ? `${path} is as it was` : `${path} was changed by another program since, and stays`],
-        problems: [],
-      };
+    let done = `${path} was changed by another program since, and stays`;
+    if (isOurs(current, record)) {
+      putBack(record);
+      done = `${path} is back as it was before`;
+    } else if (sameFile(current, original)) {
+      if (original.kind === "file") setTime(path, original.modifiedAt);
+      done = `${path} is as it was`;
     }
-    putBack(path, original);
+    rmSync(draftOf(path), { force: true });
+    syncDirectory(dirname(path));
     store.remove();
-    return { done: [`${path} is back as it was before`], problems: [] };
+    return { done: [done], problems: [] };
   } catch (error) {
     return {
       done: [],
@@ -204,78 +200,109 @@ function readOriginal(path: string): OriginalFile {
   }
 }
 
-function putBack(path: string, original: OriginalFile): void {
+function putBack({ path, original, mark }: ResolverRecord): void {
   switch (original.kind) {
     case "absent":
       return rmSync(path, { force: true });
     case "symlink": {
-      const draft = `${path}.perch`;
+      const draft = draftOf(path);
       rmSync(draft, { force: true });
       symlinkSync(original.target, draft);
       lchownSync(draft, original.uid, original.gid);
       return renameSync(draft, path);
     }
-    case "file": {
-      const content = Buffer.from(original.contentBase64, "base64");
-      writeContent(path, { ...original, content });
-      return utimesSync(path, original.modifiedAt / 1000, original.modifiedAt / 1000);
-    }
+    case "file":
+      return writeContent(path, { ...original, content: contentOf(original), mark });
   }
 }
 
 interface Content {
   readonly content: Uint8Array;
+  /** First line of ours. */
+  readonly mark: string;
   readonly mode: number;
   readonly uid: number;
   readonly gid: number;
+  /** Milliseconds since the epoch; default now. */
+  readonly modifiedAt?: number;
+}
+
+/** Where the new file is made; there only while a record names the file. */
+function draftOf(path: string): string {
+  return `${path}.perch`;
+}
+
+/** What was renamed there stays so, whatever happens to the machine. */
+function syncDirectory(path: string): void {
+  const directory = openSync(path, "r");
+  try {
+    fsyncSync(directory);
+  } finally {
+    closeSync(directory);
+  }
 }
 
 /** In one step where the file can be replaced; in place where it is a mount, as in containers. */
-function writeContent(path: string, { content, mode, uid, gid }: Content): void {
-  const draft = `${path}.perch`;
+function writeContent(path: string, { content, mark, mode, uid, gid, modifiedAt }: Content): void {
+  const draft = draftOf(path);
   try {
     rmSync(draft, { force: true });
     const file = openSync(draft, "wx", 0o600);
     try {
-      writeAll(file, content);
+      writeAll(file, content, 0);
+      fsyncSync(file);
     } finally {
       closeSync(file);
     }
     chmodSync(draft, mode);
     if (process.getuid?.() === 0) chownSync(draft, uid, gid);
+    if (modifiedAt !== undefined) setTime(draft, modifiedAt);
     renameSync(draft, path);
   } catch (error) {
     rmSync(draft, { force: true });
     // EBUSY: a mount point. EROFS, EACCES: a directory that cannot be written, with a file that may be.
     if (!["EBUSY", "EXDEV", "EROFS", "EACCES"].includes((error as NodeJS.ErrnoException).code ?? "")) throw error;
-    overwrite(path, content);
+    overwrite(path, content, mark);
+    if (modifiedAt !== undefined) setTime(path, modifiedAt);
   }
 }
 
+function setTime(path: string, modifiedAt: number): void {
+  utimesSync(path, modifiedAt / 1000, modifiedAt / 1000);
+}
+
 /**
- * In place a file cannot change in one step. So that it is known as ours, or as half back, at any moment: one of ours is first cut
- * to the new length, but for its first line; then all is written at once, newlines standing in for what is left of that line;
- * then the rest is cut off.
+ * In place a file cannot change in one step. So that it is known as ours, or as half ours, at any moment, our first line is the
+ * first thing that comes and the last that goes:
+ *
+ *   theirs --head--> our head, their rest --rest, length--> ours --rest, length--> our head, their rest --head--> theirs
  */
-function overwrite(path: string, content: Uint8Array): void {
+function overwrite(path: string, content: Uint8Array, mark: string): void {
   const file = openSync(path, constants.O_RDWR | constants.O_NOFOLLOW);
   try {
-    const before = readFileSync(file);
-    const lineEnd = before.indexOf(10) + 1;
-    const isOurs = before.subarray(0, lineEnd).toString("latin1").startsWith(MARK);
-    const length = isOurs ? Math.max(content.length, lineEnd) : content.length;
-    if (isOurs && length < before.length) ftruncateSync(file, length);
-    writeAll(file, Buffer.concat([content, Buffer.alloc(length - content.length, "\n")]));
-    ftruncateSync(file, content.length);
+    const head = Buffer.from(`${mark}\n`);
+    const isOurs = head.equals(content.subarray(0, head.length));
+    if (isOurs) writeAll(file, head, 0);
+    writeAll(file, content.subarray(head.length), head.length);
+    const length = Math.max(content.length, head.length);
+    if (fstatSync(file).size > length) ftruncateSync(file, length);
+    if (!isOurs) {
+      writeAll(file, paddedHead(content, head.length), 0);
+      ftruncateSync(file, content.length);
+    }
     fsyncSync(file);
   } finally {
     closeSync(file);
   }
 }
 
-function writeAll(file: number, content: Uint8Array): void {
-  for (let at = 0; at < content.length; ) at += writeSync(file, content, at, content.length - at, at);
-  fsyncSync(file);
+/** The beginning of a file in `length` bytes: newlines stand in for what a short one lacks. */
+function paddedHead(content: Uint8Array, length: number): Buffer {
+  return Buffer.concat([content.subarray(0, length), Buffer.alloc(Math.max(0, length - content.length), "\n")]);
+}
+
+function writeAll(file: number, content: Uint8Array, position: number): void {
+  for (let at = 0; at < content.length; ) at += writeSync(file, content, at, content.length - at, position + at);
 }
 
 /** The text that programs read there; a link is followed. */
@@ -289,17 +316,19 @@ function textOf(original: OriginalFile, path: string): string {
   }
 }
 
-function beginsWith(current: OriginalFile, mark: string): boolean {
-  return firstLine(current) === mark;
+/** Nobody else wrote the file since the record. */
+function isOurs(current: OriginalFile, record: ResolverRecord): boolean {
+  return firstLine(current) === record.mark || isTorn(current, record);
 }
 
-/** A crash came between the two steps of `overwrite`. */
-function isHalfBack(current: OriginalFile, original: OriginalFile): boolean {
-  const [now, then] = [contentOf(current), contentOf(original)];
+/** A crash came in the midst of `overwrite`: each byte of the first line is ours or theirs, and the rest is theirs. */
+function isTorn(current: OriginalFile, { original, mark }: ResolverRecord): boolean {
+  const [now, then, head] = [contentOf(current), contentOf(original), Buffer.from(`${mark}\n`)];
+  if (current.kind !== "file" || original.kind !== "file" || now.length < then.length || now.equals(then)) return false;
+  const padded = paddedHead(then, head.length);
   return (
-    now.length > then.length &&
-    now.subarray(0, then.length).equals(then) &&
-    now.subarray(then.length).every((byte) => byte === 10)
+    now.subarray(0, head.length).every((byte, i) => byte === head[i] || byte === padded[i]) &&
+    now.subarray(head.length).equals(then.subarray(head.length))
   );
 }
 

@@ -1,8 +1,6 @@
-import { readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
-import { writeFileAtomically } from "#base/atomic-file.ts";
-import { messageOf } from "#base/errors.ts";
+import { HostRecord } from "../host-record.ts";
 import { DnsError } from "./dns-error.ts";
 
 /** File in the state directory; there exactly while the host's resolver file is, or may be, ours. */
@@ -34,40 +32,13 @@ const RecordSchema = z.object({
 export type OriginalFile = z.infer<typeof OriginalSchema>;
 export type ResolverRecord = z.infer<typeof RecordSchema>;
 
-/** Remembers, across a crash, how the host's resolver file was. */
-export class ResolverRecordStore {
-  readonly path: string;
-
+/** Remembers, across a crash, how the host's resolver file was. Its errors are DnsError `resolver-record`. */
+export class ResolverRecordStore extends HostRecord<ResolverRecord> {
   constructor(stateDir: string) {
-    this.path = join(stateDir, RESOLVER_RECORD_FILE);
-  }
-
-  /** Undefined: nothing to restore. Throws DnsError `resolver-record` for a file that is none of ours. */
-  read(): ResolverRecord | undefined {
-    let text: string;
-    try {
-      text = readFileSync(this.path, "utf8");
-    } catch (cause) {
-      if ((cause as NodeJS.ErrnoException).code === "ENOENT") return undefined;
-      throw new DnsError("resolver-record", `cannot read ${this.path}: ${messageOf(cause)}`, { cause });
-    }
-    try {
-      return RecordSchema.parse(JSON.parse(text));
-    } catch (cause) {
-      throw new DnsError("resolver-record", `${this.path} is not readable: ${messageOf(cause)}`, { cause });
-    }
-  }
-
-  /** Safe on the disk when it returns. Throws DnsError `resolver-record`. */
-  write(record: ResolverRecord): void {
-    try {
-      writeFileAtomically(this.path, `${JSON.stringify(record, undefined, 2)}\n`);
-    } catch (cause) {
-      throw new DnsError("resolver-record", `cannot write ${this.path}: ${messageOf(cause)}`, { cause });
-    }
-  }
-
-  remove(): void {
-    rmSync(this.path, { force: true });
+    super(
+      join(stateDir, RESOLVER_RECORD_FILE),
+      RecordSchema,
+      (message, cause) => new DnsError("resolver-record", message, { cause }),
+    );
   }
 }
