@@ -30,7 +30,7 @@ export async function withDaemon<Result>(
 ): Promise<Result> {
   const socketPath = daemonSocket(options);
   await requireDaemon(socketPath);
-  const { callError, createDaemonClient } = await import("#agent/daemon/daemon-client.ts");
+  const { createDaemonClient } = await import("#agent/daemon/daemon-client.ts");
   const controller = new AbortController();
   const interrupt = (): void => controller.abort(new Interrupted());
   process.once("SIGINT", interrupt).once("SIGTERM", interrupt);
@@ -38,7 +38,7 @@ export async function withDaemon<Result>(
     return await use(createDaemonClient(socketPath), controller.signal);
   } catch (error) {
     if (controller.signal.aborted) throw new Interrupted();
-    throw callError(error, socketPath);
+    throw error;
   } finally {
     process.off("SIGINT", interrupt).off("SIGTERM", interrupt);
   }

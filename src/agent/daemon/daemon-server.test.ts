@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { silentLogger } from "#base/log.ts";
 import { systemClock } from "#base/time.ts";
 import { PeerState, type StatusPart, type UpRequest } from "#gen/daemon_pb.ts";
-import { callError, createDaemonClient, type DaemonClient } from "./daemon-client.ts";
+import { createDaemonClient, type DaemonClient } from "./daemon-client.ts";
 import type { DaemonLog } from "./daemon-log.ts";
 import { startDaemon } from "./run-daemon.ts";
 import { FakeAgent, keyOf, makePeers } from "./testing/fake-agent.ts";
@@ -51,10 +51,10 @@ async function up(client: DaemonClient, request: UpRequest = UP): Promise<string
   return events;
 }
 
-async function codeOf(call: Promise<unknown>, socketPath = "s"): Promise<string> {
+async function codeOf(call: Promise<unknown>): Promise<string> {
   const error = await call.then(
     () => assert.fail("the call worked"),
-    (reason: unknown) => callError(reason, socketPath),
+    (reason: unknown) => reason as Error,
   );
   return `${(error as { code?: string }).code}: ${error.message}`;
 }
