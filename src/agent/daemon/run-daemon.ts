@@ -62,7 +62,7 @@ export async function startDaemon(deps: DaemonDeps, options: DaemonOptions): Pro
     ),
   );
   // A daemon before this one may have been killed.
-  const restoration = restoreMachine(stateDir);
+  const restoration = await restoreMachine(stateDir);
   for (const what of restoration.done) log.logger.info("put back after a crash", { what });
   for (const problem of restoration.problems) log.logger.error("cannot be put back", { problem });
   const store = new SettingsStore(stateDir, log.logger);

@@ -1,4 +1,5 @@
-import { linkSync, readFileSync, unlinkSync, writeFileSync } from "node:fs";
+import { linkSync, readdirSync, readFileSync, unlinkSync, writeFileSync } from "node:fs";
+import { basename, dirname } from "node:path";
 import { DaemonError } from "./daemon-error.ts";
 
 /**
@@ -11,7 +12,7 @@ export interface StateLock extends Disposable {
   readonly path: string;
 }
 
-/** A lock that guards a removal is held for microseconds; locks of locks beyond this depth are a broken file system. */
+/** A lock that guards a removal is held for microseconds; at this depth nobody is in anybody's way any more. */
 const DEPTH_MAX = 3;
 /** How often, and how far apart, a lock that changes under our eyes is looked at again. */
 const ATTEMPTS = 100;
@@ -24,7 +25,10 @@ const PAUSE_MS = 5;
 export function takeLock(path: string, describe: (holderPid: number) => string): StateLock {
   try {
     const taken = tryTake(path, 0);
-    if (typeof taken !== "number") return taken;
+    if (typeof taken !== "number") {
+      sweep(path);
+      return taken;
+    }
     throw new DaemonError("daemon-running", describe(taken));
   } catch (cause) {
     if (cause instanceof DaemonError) throw cause;
@@ -58,7 +62,11 @@ function tryTake(path: string, depth: number): StateLock | number {
  * itself done under a lock, and judged again there; nobody but the holder of that lock takes a stale file away.
  */
 function removeStale(path: string, depth: number): void {
-  if (depth === DEPTH_MAX) throw new Error(`${path} is a stale lock that cannot be removed`);
+  if (depth === DEPTH_MAX) {
+    // Three processes died in the microseconds of a removal each: who is late now would have to be the fourth.
+    if (liveHolder(readIfThere(path) ?? "") === undefined) unlinkIfThere(path);
+    return;
+  }
   const right = tryTake(`${path}.remove`, depth + 1);
   if (typeof right === "number") {
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, PAUSE_MS);
@@ -67,6 +75,26 @@ function removeStale(path: string, depth: number): void {
   using _right = right;
   const found = readIfThere(path);
   if (found !== undefined && liveHolder(found) === undefined) unlinkIfThere(path);
+}
+
+/**
+ * Takes away what dead processes left beside a lock: drafts, and locks that guarded a removal. The caller holds the lock, so
+ * nothing can go wrong that these would guard against; what cannot be removed is in nobody's way.
+ */
+function sweep(path: string): void {
+  try {
+    for (const name of readdirSync(dirname(path))) {
+      const end = name.startsWith(basename(path)) ? name.slice(basename(path).length) : "";
+      const [, guards, pid] = /^((?:\.remove)*)(?:\.(\d{1,10}))?$/.exec(end) ?? [];
+      const isStale =
+        pid === undefined
+          ? guards && liveHolder(readIfThere(`${path}${end}`) ?? "") === undefined
+          : startTimeOf(Number(pid)) === undefined;
+      if (isStale) unlinkIfThere(`${path}${end}`);
+    }
+  } catch {
+    // The directory cannot be read or written: the lock itself was taken all the same.
+  }
 }
 
 /** The pid in a lock file whose process is alive and the same one; undefined for anything else. */

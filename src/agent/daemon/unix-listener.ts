@@ -1,6 +1,6 @@
-import { chmodSync, chownSync, readFileSync, statSync, unlinkSync } from "node:fs";
+import { chmodSync, chownSync, existsSync, readdirSync, readFileSync, statSync, unlinkSync } from "node:fs";
 import { createConnection, type Server } from "node:net";
-import { dirname } from "node:path";
+import { basename, dirname } from "node:path";
 import { makeDirectory } from "#base/make-directory.ts";
 import { DaemonError } from "./daemon-error.ts";
 import { type StateLock, takeLock } from "./state-lock.ts";
@@ -56,6 +56,24 @@ export function probeSocket(path: string): Promise<boolean> {
     else reject(error);
   });
   return promise;
+}
+
+/**
+ * Takes away what a killed daemon left of its socket and the lock beside it. A socket that answers stays, and so does anything that
+ * is not one. True when there was a dead socket. Throws what the file system throws.
+ */
+export async function removeDeadSocket(path: string): Promise<boolean> {
+  const found = statSync(path, { throwIfNoEntry: false });
+  const lockName = `${basename(path)}.lock`;
+  if (!found && !(existsSync(dirname(path)) && readdirSync(dirname(path)).some((name) => name.startsWith(lockName))))
+    return false;
+  try {
+    using _lock = takeLock(`${path}.lock`, () => "");
+    return found?.isSocket() === true && !(await removeStaleSocket(path));
+  } catch (error) {
+    if (error instanceof DaemonError && error.code === "daemon-running") return false;
+    throw error;
+  }
 }
 
 /** Removes a socket nobody answers on; true when somebody does. Anything that is not a socket is left alone. */
