@@ -13,8 +13,8 @@
  */
 export const PROTOCOL = { icmp: 1, tcp: 6, udp: 17, icmp6: 58 } as const;
 
-export const IPV4_HEADER_BYTES = 20;
-export const IPV6_HEADER_BYTES = 40;
+const IPV4_HEADER_BYTES = 20;
+const IPV6_HEADER_BYTES = 40;
 const ICMP_HEADER_BYTES = 8;
 /** Largest ICMP error made here (RFC 1812 section 4.3.2.3 for IPv4; IPv6 may go up to 1280, less is allowed). */
 const ICMP_ERROR_MAX_BYTES = 576;
@@ -114,7 +114,7 @@ export function foldChecksum(sum: number): number {
 }
 
 /** Changes the checksum at `at` as the replacement of one 16-bit word asks (RFC 1624, equation 3). */
-export function adjustChecksum(bytes: Uint8Array, at: number, before: number, after: number): void {
+function adjustChecksum(bytes: Uint8Array, at: number, before: number, after: number): void {
   let sum = (~read16(bytes, at) & 0xffff) + (~before & 0xffff) + after;
   sum = (sum & 0xffff) + (sum >>> 16);
   sum = (sum & 0xffff) + (sum >>> 16);

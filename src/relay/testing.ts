@@ -1,7 +1,7 @@
 import { once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
 import { WebSocket } from "ws";
-import { type PrivateKey, PublicKey } from "#base/keys.ts";
+import { PublicKey } from "#base/keys.ts";
 import { silentLogger } from "#base/log.ts";
 import { createRelayToken, encodeRelayToken, type RelayToken, relayTokenKey } from "#base/relay-token.ts";
 import { type Clock, systemClock } from "#base/time.ts";
@@ -91,10 +91,6 @@ export class RawAgent implements Disposable {
   [Symbol.dispose](): void {
     this.ws.terminate();
   }
-}
-
-export function peerIdOf(key: PrivateKey): PeerId {
-  return PeerId.of(key.publicKey);
 }
 
 /** A key that differs from all others, for peers that need no private one. */

@@ -130,7 +130,7 @@ function recordOf(info: SetupKeyInfo): SetupKeyRecord {
 }
 
 /** By key, overlay address, DNS name or label, or host name. Throws ServerError `admin-refused`. */
-export function findPeer(peers: readonly PeerRecord[], wanted: string): PeerRecord {
+function findPeer(peers: readonly PeerRecord[], wanted: string): PeerRecord {
   const text = wanted.toLowerCase().replace(/\.$/, "");
   const isIt = ({ key, dnsName, address, address6 }: PeerRecord): boolean =>
     key === canonicalKey(wanted) ||

@@ -21,9 +21,6 @@ export class TunError extends PerchError<TunErrorCode> {}
 /** Longest interface name in bytes: IFNAMSIZ without its terminating zero. */
 export const INTERFACE_NAME_MAX_BYTES = 15;
 
-/** Bytes of `struct virtio_net_hdr` in front of each packet of a TUN opened with it. */
-export const VIRTIO_HEADER_BYTES = 10;
-
 const O_RDWR = 2;
 const O_NONBLOCK = 0x800;
 const O_CLOEXEC = 0x80000;

@@ -2,7 +2,7 @@ import { create } from "@bufbuild/protobuf";
 import { Engine, type EngineDeps } from "#agent/engine/engine.ts";
 import type { PeerConnection } from "#agent/peer/peer-connection.ts";
 import { retryTogether, ServiceRecorder } from "#agent/service-recorder.ts";
-import { type Endpoint, formatEndpoint, parseIp, parsePrefix } from "#base/ip.ts";
+import { type Endpoint, parseIp, parsePrefix } from "#base/ip.ts";
 import { PrivateKey, type PublicKey } from "#base/keys.ts";
 import { createLogger, type Logger, silentLogger } from "#base/log.ts";
 import { NetworkMapSchema, PeerConfigSchema, RemotePeerConfigSchema, SyncResponseSchema } from "#gen/management_pb.ts";
@@ -309,8 +309,4 @@ function countIceSessions(engine: Engine, sessions: Map<PublicKey, number>): voi
       },
     };
   };
-}
-
-export function showEndpoint(endpoint: Endpoint | undefined): string {
-  return endpoint ? formatEndpoint(endpoint) : "nowhere";
 }

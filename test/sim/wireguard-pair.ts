@@ -125,7 +125,7 @@ const KINDS = ["initiation", "response", "cookie"] as const;
 const KEEPALIVE_BYTES = 32;
 
 /** What a datagram is, from outside. */
-export function kindOf(datagram: Uint8Array): MessageKind {
+function kindOf(datagram: Uint8Array): MessageKind {
   return KINDS[datagram[0]! - 1] ?? (datagram.length === KEEPALIVE_BYTES ? "keepalive" : "data");
 }
 

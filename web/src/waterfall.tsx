@@ -7,7 +7,7 @@ const STAGES_MAX = 14;
 /** What comes later than this many times the time to the connection is written, not drawn. */
 const DRAWN_TIMES_CONNECTED = 5;
 
-export interface Wake {
+interface Wake {
   readonly at: number;
   readonly cause: string;
   readonly stages: readonly Stage[];
@@ -15,7 +15,7 @@ export interface Wake {
   readonly took: number | undefined;
 }
 
-export interface Stage {
+interface Stage {
   readonly event: string;
   readonly detail: string;
   /** Milliseconds since the wake, and since the stage before. */
@@ -24,7 +24,7 @@ export interface Stage {
 }
 
 /** The wakes of a timeline, newest first, each with what followed it until the next or until sleep. */
-export function wakesOf(timeline: readonly TimelineEntry[]): Wake[] {
+function wakesOf(timeline: readonly TimelineEntry[]): Wake[] {
   const wakes: { at: number; cause: string; stages: Stage[]; took: number | undefined }[] = [];
   let asleep = true;
   for (const { at, event, detail, sinceWakeMs } of timeline) {

@@ -363,7 +363,7 @@ function sameSettings(a: AgentSettings, b: AgentSettings): boolean {
 }
 
 /** What a person who waits for `perch up` wants to hear about a change. */
-export function describeProgress(before: AgentStatus, now: AgentStatus): readonly string[] {
+function describeProgress(before: AgentStatus, now: AgentStatus): readonly string[] {
   const lines: string[] = [];
   if (now.management.connected && !before.management.connected) lines.push(`connected to ${now.management.url}`);
   if (now.management.error && now.management.error !== before.management.error) {

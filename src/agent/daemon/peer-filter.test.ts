@@ -1,10 +1,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { IpAddress } from "#base/ip.ts";
-import { EVERY_PEER, findPeer, matchesFilter } from "./peer-filter.ts";
+import { findPeer, matchesFilter, type PeerFilter } from "./peer-filter.ts";
 import { keyOf, makePeers } from "./testing/fake-agent.ts";
 
 const peers = makePeers(8);
+const EVERY_PEER: PeerFilter = { states: new Set(), names: [], addresses: new Set() };
 const twin = { ...peers[0]!, key: keyOf(99), fqdn: "PEER-2.other.test", addresses: ["100.65.0.1" as IpAddress] };
 
 test("a peer is found by key, address, full name and first label, without regard to case", () => {
@@ -30,7 +31,7 @@ test("an unknown peer is named in the error, an ambiguous one with its candidate
 });
 
 test("a filter holds for peers that satisfy each of its lists", () => {
-  const count = (filter: Partial<typeof EVERY_PEER>): number =>
+  const count = (filter: Partial<PeerFilter>): number =>
     peers.filter((peer) => matchesFilter(peer, { ...EVERY_PEER, ...filter })).length;
   assert.equal(count({}), 8);
   assert.equal(count({ states: new Set(["idle"]) }), 2);

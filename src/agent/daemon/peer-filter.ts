@@ -11,8 +11,6 @@ export interface PeerFilter {
   readonly addresses: ReadonlySet<IpAddress>;
 }
 
-export const EVERY_PEER: PeerFilter = { states: new Set(), names: [], addresses: new Set() };
-
 export function matchesFilter(peer: PeerStatus, filter: PeerFilter): boolean {
   if (filter.states.size > 0 && !filter.states.has(peer.state)) return false;
   if (filter.names.length > 0) {

@@ -202,7 +202,7 @@ export function variablesOf(name: SettingName): readonly string[] {
 }
 
 /** `--daemon-addr` is PERCH_DAEMON_ADDR and NB_DAEMON_ADDR. */
-export function variableSuffix(flag: string): string {
+function variableSuffix(flag: string): string {
   return flag.toUpperCase().replaceAll("-", "_");
 }
 

@@ -60,7 +60,7 @@ export function judge(request: UiRequest, hosts: ReadonlySet<string>): Verdict {
 }
 
 /** Browsers keep cookies by address, not by port: the port in the name keeps the pages of several daemons apart. */
-export function cookieName(host: string): string {
+function cookieName(host: string): string {
   return `perch-ui-${host.slice(host.lastIndexOf(":") + 1)}`;
 }
 

@@ -174,7 +174,7 @@ export function encodeReply(
 }
 
 /** Bytes that the asker takes in one datagram. */
-export function payloadLimit({ edns }: Pick<DnsQuery, "edns">): number {
+function payloadLimit({ edns }: Pick<DnsQuery, "edns">): number {
   return edns ? Math.min(EDNS_PAYLOAD, Math.max(PLAIN_PAYLOAD, edns.payloadBytes)) : PLAIN_PAYLOAD;
 }
 

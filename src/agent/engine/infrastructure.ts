@@ -33,7 +33,7 @@ export function parseInfrastructure(config: NetbirdConfig): Infrastructure {
 const DEFAULT_STUN_PORT = 3478;
 
 /** `stun:host[:port]` (RFC 7064), host a name or an address; undefined when it is neither. */
-export function parseStunUri(uri: string): { readonly host: string; readonly port: number } | undefined {
+function parseStunUri(uri: string): { readonly host: string; readonly port: number } | undefined {
   const match = /^stun:(?:\[([^\]]+)\]|([^:/?]+))(?::(\d{1,5}))?$/i.exec(uri);
   const host = match?.[1] ?? match?.[2];
   const port = Number(match?.[3] ?? DEFAULT_STUN_PORT);

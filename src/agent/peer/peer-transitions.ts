@@ -327,7 +327,7 @@ export function prove(state: AwakeState, source: PacketSource, context: PeerCont
 }
 
 /** Authenticated packets over a direct way before ICE chose one: use it, ICE may find a better one. */
-export function learnDirect(state: AwakeState, source: PacketSource, context: PeerContext): Step {
+function learnDirect(state: AwakeState, source: PacketSource, context: PeerContext): Step {
   if (source.kind === "relay" || !context.iceAllowed) return unchanged(state);
   if (state.direct?.kind === "ice") return unchanged(state);
   if (

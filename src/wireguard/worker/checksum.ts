@@ -42,7 +42,7 @@ export function finish(sum: number): number {
 }
 
 /** A 16-bit constant as its bytes appear on the wire, for adding to a sum. */
-export function swap16(value: number): number {
+function swap16(value: number): number {
   return ((value & 0xff) << 8) | ((value >>> 8) & 0xff);
 }
 

@@ -9,6 +9,7 @@ import { INITIATION, INITIATION_BYTES, MessageType } from "../messages.ts";
 import { type CommandRecord, CommandSender, sessionRecord } from "./commands.ts";
 import { DataLoop } from "./data-loop.ts";
 import { FilterSender } from "./filter-commands.ts";
+import { VIRTIO } from "./inner-packet.ts";
 import { ADD_ASLEEP, Command, FAMILY_RELAY, RecordField } from "./records.ts";
 import { Ring } from "./ring.ts";
 import { Stats } from "./stats.ts";
@@ -20,7 +21,6 @@ const ROUNDS = 3;
 const PATIENCE: Millis = 2;
 const TRIES = 8;
 const RING_BYTES = 64 << 10;
-const VIRTIO_HEADER_BYTES = 10;
 
 const AF_UNIX = 1;
 const SOCK_SEQPACKET_NONBLOCK_CLOEXEC = 5 | 0x800 | 0x80000;
@@ -82,7 +82,7 @@ class Stage implements Disposable {
     undo.defer(() => void c.close(eventFd));
     this.#clockOffset = start.clockOffset;
     this.#mac1Key = start.mac1Key;
-    this.#headerBytes = start.virtioHeader ? VIRTIO_HEADER_BYTES : 0;
+    this.#headerBytes = start.virtioHeader ? VIRTIO.bytes : 0;
     this.#outerTun = tun[1]!;
     this.#socket = { fd: sockets.v4, port: sockets.port };
     const commands = Ring.create(RING_BYTES);

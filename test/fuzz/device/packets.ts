@@ -8,7 +8,7 @@ import { sealed, type TestSession } from "./rig.ts";
  * of packet-model.ts, which belong to slot 1.
  */
 
-export const STUN_COOKIE = 0x2112a442;
+const STUN_COOKIE = 0x2112a442;
 const MESSAGE_BYTES = [0, 148, 92, 64] as const;
 /** Counters of the places where a datagram that was received may end: exactly one, unless it is reported to main. */
 export const DATAGRAM_ENDS = [
