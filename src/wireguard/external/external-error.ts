@@ -1,0 +1,16 @@
+import { PerchError } from "#base/errors.ts";
+
+/**
+ * `program-missing`: wireguard-go or wg is not installed. `interface-taken`: there is an interface of that name already.
+ * `kernel-unsupported`: no WireGuard in this kernel. `control-failed`: the device refused a change. `not-permitted`: the
+ * process lacks a privilege. `closed`: the device is closed.
+ */
+export type ExternalErrorCode =
+  | "program-missing"
+  | "interface-taken"
+  | "kernel-unsupported"
+  | "control-failed"
+  | "not-permitted"
+  | "closed";
+
+export class ExternalDeviceError extends PerchError<ExternalErrorCode> {}
