@@ -3,11 +3,10 @@ import { resolve } from "node:path";
 import { after, before, describe, type TestContext, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { createLab, type Lab } from "../../lab/lab.ts";
-import { NAT } from "../../lab/nat.ts";
 import { PerchNetwork } from "../../lab/perch-network.ts";
 import { skipWithoutLab } from "../../lab/rootless.ts";
-import { hostPerSite } from "../../lab/topology.ts";
 import { WakeEnd, WakePair } from "../../lab/wake-pair.ts";
+import { THREE_NATS } from "./three-nats.ts";
 
 const PORT = 7100;
 const PROGRAM = resolve(import.meta.dirname, "udp-burst.py");
@@ -44,14 +43,7 @@ describe("a burst into a sleeping peer", { skip: await skipWithoutLab() }, () =>
   const pairs = new Map<string, WakePair>();
 
   before(async () => {
-    lab = await createLab(
-      hostPerSite({
-        hub: {},
-        alder: { nat: NAT.portRestricted },
-        birch: { nat: NAT.addressRestricted },
-        cedar: { nat: NAT.symmetric },
-      }),
-    );
+    lab = await createLab(THREE_NATS);
     network = await PerchNetwork.start(lab, { server: "hub", agents: ["alder", "birch", "cedar"] });
     for (const name of ["alder", "birch", "cedar"]) ends.set(name, await WakeEnd.start(network.agent(name)));
     pairs.set("direct", await WakePair.of(ends.get("alder")!, ends.get("birch")!));

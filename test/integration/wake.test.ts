@@ -1,12 +1,11 @@
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 import { createLab, type Lab } from "../../lab/lab.ts";
-import { NAT } from "../../lab/nat.ts";
 import { PerchNetwork } from "../../lab/perch-network.ts";
 import { skipWithoutLab } from "../../lab/rootless.ts";
-import { hostPerSite } from "../../lab/topology.ts";
 import type { TrafficResult } from "../../lab/traffic.ts";
 import { type WakeEnd, WakePair } from "../../lab/wake-pair.ts";
+import { THREE_NATS } from "./three-nats.ts";
 
 /** Cold wakes per path kind. */
 const WAKES = Number(process.env.PERCH_TEST_WAKES ?? 100);
@@ -25,14 +24,7 @@ describe("cold wakes between real agents in the lab", { skip: await skipWithoutL
   let network: PerchNetwork;
 
   before(async () => {
-    lab = await createLab(
-      hostPerSite({
-        hub: {},
-        alder: { nat: NAT.portRestricted },
-        birch: { nat: NAT.addressRestricted },
-        cedar: { nat: NAT.symmetric },
-      }),
-    );
+    lab = await createLab(THREE_NATS);
     network = await PerchNetwork.start(lab, { server: "hub", agents: ["alder", "birch", "cedar"] });
   });
 
