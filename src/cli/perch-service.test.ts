@@ -1,10 +1,11 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { existsSync, readFileSync, rmSync, statSync } from "node:fs";
+import { createConnection, createServer, type Socket } from "node:net";
 import { join } from "node:path";
-import { test } from "node:test";
+import { type TestContext, test } from "node:test";
 import { EXIT } from "./exit-codes.ts";
-
 import { cleanEnvironment, FAKE_DAEMON, KEY, PERCH, perch, SERVER, scene, until } from "./testing/perch-process.ts";
 
 test("a daemon that was up comes up again after SIGTERM and after SIGKILL, and one that was down stays down", async (t) => {
@@ -88,22 +89,12 @@ test("watch prints a line for each change of a state until it is interrupted", a
   const at = scene(t);
   await at.startDaemon("--registered");
   await at.run(`up --management-url ${SERVER}`);
-  const child = spawn(PERCH, ["status", "--watch", "--daemon-addr", at.address], {
-    env: cleanEnvironment({}),
-    stdio: ["ignore", "pipe", "inherit"],
-  });
-  t.after(() => child.kill("SIGKILL"));
-  let out = "";
-  child.stdout.setEncoding("utf8").on("data", (text: string) => {
-    out += text;
-  });
-  await until(() => out.includes("peer-4"));
+  const watching = watch(t, at.address);
+  await until(() => watching.out().includes("peer-4"));
   await at.run("peers wake peer-1");
-  await until(() => out.includes("Idle -> Connecting: woken by you"));
-  const ended = new Promise<number | null>((resolve) => child.once("exit", resolve));
-  child.kill("SIGINT");
-  assert.equal(await ended, EXIT.interrupted);
-  assert.match(out, /^\d\d:\d\d:\d\d\.\d{3} peer-1.perch.test Idle: asleep/);
+  await until(() => watching.out().includes("Idle -> Connecting: woken by you"));
+  assert.equal(await watching.interrupt(), EXIT.interrupted);
+  assert.match(watching.out(), /^\d\d:\d\d:\d\d\.\d{3} peer-1.perch.test Idle: asleep/);
 });
 
 test("the status of 10,000 peers is complete in every form", async (t) => {
@@ -156,13 +147,98 @@ test("up in the foreground serves like a daemon and ends with the signal, also i
   assert.equal(existsSync(join(at.dir, "d.sock")), false);
 });
 
-test("who watches is told when the daemon ends", async (t) => {
+test("who watches is told when the daemon ends, and sees the one that is started after it", async (t) => {
   const at = scene(t);
   const daemon = await at.startDaemon("--registered");
   await at.run(`up --management-url ${SERVER}`);
-  const watching = at.run("status --watch --json");
-  setTimeout(() => void daemon.stop(), 1000);
-  const { code, out, err } = await watching;
-  assert.deepEqual([code, err], [1, `perch: the daemon on ${at.dir}/d.sock ended before it was done\n`]);
-  assert.equal(JSON.parse(out.split("\n")[0]!).peers.length, 4);
+  const watching = watch(t, at.address, "--json");
+  await until(() => watching.parts().length > 0);
+  await daemon.stop();
+  await until(() => watching.err() !== "");
+  await at.startDaemon("--registered");
+  await at.run(`up --management-url ${SERVER}`);
+  await until(() => watching.parts().at(-1)!.peers.length === 4 && watching.parts().length > 1);
+  const [before, after] = [watching.parts()[0]!, watching.parts().findLast(({ reset }) => reset)!];
+  assert.deepEqual([before.reset, before.peers.length, after.reset], [true, 4, true]);
+  assert.notEqual(after.epoch, before.epoch);
+  const message = `the daemon on ${at.dir}/d.sock ended before it was done; waiting for it to come back`;
+  assert.equal(watching.err(), `perch: ${message}\n`);
+  assert.equal(await watching.interrupt(), EXIT.interrupted);
 });
+
+test("a watcher whose connection breaks asks only for what changed since, and prints nothing twice", async (t) => {
+  const at = scene(t);
+  await at.startDaemon("--registered");
+  await at.run(`up --management-url ${SERVER}`);
+  const open = new Set<Socket>();
+  let cut = false;
+  const between = createServer((near) => {
+    if (cut) return void near.destroy();
+    const far = createConnection(join(at.dir, "d.sock"));
+    for (const [here, there] of [
+      [near, far],
+      [far, near],
+    ] as const) {
+      open.add(here.on("error", () => {}).on("close", () => there.destroy()));
+      here.pipe(there);
+    }
+  });
+  const path = join(at.dir, "between.sock");
+  between.listen(path);
+  await once(between, "listening");
+  t.after(() => between.close());
+  const documents = watch(t, `unix://${path}`, "--json");
+  const lines = watch(t, `unix://${path}`);
+  await until(() => documents.parts().length > 0 && lines.out().includes("peer-4"));
+  const { epoch, revision } = documents.parts()[0]!;
+  cut = true;
+  for (const socket of open) socket.destroy();
+  await at.run("peers wake peer-1");
+  cut = false;
+  await until(() => documents.parts().length > 1 && lines.out().includes("woken by you"));
+  const [, next] = documents.parts();
+  assert.deepEqual(
+    [next!.epoch, next!.reset, next!.peers.map(({ fqdn }) => fqdn)],
+    [epoch, false, ["peer-1.perch.test"]],
+  );
+  assert.ok(next!.revision > revision);
+  assert.equal(lines.out().match(/peer-\d/g)?.length, 5, "four peers, and one change");
+});
+
+interface PrintedPart {
+  readonly epoch: string;
+  readonly revision: number;
+  readonly reset: boolean;
+  readonly peers: readonly { readonly fqdn: string }[];
+}
+
+/** `perch status --watch` as a process of its own. */
+function watch(t: TestContext, address: string, ...flags: readonly string[]) {
+  const child = spawn(PERCH, ["status", "--watch", ...flags, "--daemon-addr", address], {
+    env: cleanEnvironment({}),
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  const ended = new Promise<number | null>((resolve) => child.once("exit", resolve));
+  t.after(() => child.kill("SIGKILL"));
+  let out = "";
+  let err = "";
+  child.stdout.setEncoding("utf8").on("data", (text: string) => {
+    out += text;
+  });
+  child.stderr.setEncoding("utf8").on("data", (text: string) => {
+    err += text;
+  });
+  return {
+    out: () => out,
+    err: () => err,
+    parts: () =>
+      out
+        .split("\n")
+        .slice(0, -1)
+        .map((line) => JSON.parse(line) as PrintedPart),
+    interrupt() {
+      child.kill("SIGINT");
+      return ended;
+    },
+  };
+}

@@ -25,7 +25,7 @@ export function statusCommand(): Command {
     .option("--json", "one line of JSON, with NetBird's field names and ours under `perch`")
     .option("--yaml", "the same as YAML")
     .option("-4, --ipv4", "only the overlay IPv4 address of this machine")
-    .option("--watch", "keep showing what changes; with --json a line per change")
+    .option("--watch", "keep showing what changes, also after a restart of the daemon; with --json a line per change")
     .option("--filter-by-status <STATES>", "peers that are idle, connecting or connected", parseStates)
     .option("--filter-by-names <NAMES>", "peers whose name begins so", parseList)
     .option("--filter-by-ips <ADDRESSES>", "peers with one of these overlay addresses", parseAddresses)
