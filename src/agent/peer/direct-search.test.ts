@@ -2,7 +2,6 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { parseEndpoint } from "#base/ip.ts";
 import type { Millis } from "#base/time.ts";
-import { createCredentials, SessionId } from "#signal/protocol/offer.ts";
 import {
   type AwakeState,
   createPeerState,
@@ -12,22 +11,12 @@ import {
   type PeerContext,
   type PeerEffect,
   type PeerEvent,
-  type RemoteSession,
   step,
 } from "./peer-state.ts";
+import { createContext, createRemote, createStockRemote } from "./testing/peer-facts.ts";
 
 const endpoint = parseEndpoint("192.0.2.7:51820");
 const direct: DirectPath = { kind: "ice", endpoint, localKind: "host", remoteKind: "srflx", local: undefined, rtt: 40 };
-
-function remote(perch: boolean): RemoteSession {
-  const session = { credentials: createCredentials(), sessionId: SessionId.create(), listenPort: 51820 };
-  return {
-    ...session,
-    version: "0.76.0",
-    ...(perch && { perch: { candidates: [] } }),
-    relay: { instanceUrl: "rel://r:1" },
-  };
-}
 
 /** A peer on the relay, connected; time moves from deadline to deadline. */
 class Pair {
@@ -40,22 +29,13 @@ class Pair {
   constructor(perch = true, context: Partial<PeerContext> = {}) {
     this.context = context;
     this.post({ kind: "wake", cause: "icmp", initiate: true });
-    this.post({ kind: "answer", remote: remote(perch) });
+    this.post({ kind: "answer", remote: perch ? createRemote() : createStockRemote() });
     this.post({ kind: "established", source: { kind: "relay" } });
   }
 
   post(event: PeerEvent): this {
-    const { state, effects } = step(this.state, event, {
-      now: this.now,
-      relayUp: true,
-      relayRtt: undefined,
-      iceAllowed: true,
-      knownDirect: undefined,
-      lastUserData: () => this.lastUserData,
-      holdOf: () => undefined,
-      freshSession: () => ({ id: SessionId.create(), credentials: createCredentials() }),
-      ...this.context,
-    });
+    const context = createContext(this.now, { lastUserData: () => this.lastUserData, ...this.context });
+    const { state, effects } = step(this.state, event, context);
     this.state = state;
     for (const effect of effects) this.ran.push({ at: this.now, effect });
     return this;
@@ -85,7 +65,7 @@ class Pair {
         this.post({ kind: "established", source: { kind: "relay" } });
       }
       if (answers && this.ran.slice(before).some(({ effect }) => effect.kind === "send-offer")) {
-        this.post({ kind: "answer", remote: remote(true) });
+        this.post({ kind: "answer", remote: createRemote() });
         this.fail();
       }
     }
@@ -100,7 +80,7 @@ const count = (done: readonly [Millis, PeerEffect["kind"]][], kind: PeerEffect["
 test("a direct way that was there is probed for within 2 s of its failed search, and every 5 s while traffic flows", () => {
   const pair = new Pair().post({ kind: "ice-selected", ice: 1, direct });
   pair.post({ kind: "ice-lost", ice: 1, reason: "suspicion-confirmed", failed: false });
-  pair.post({ kind: "answer", remote: remote(true) }).fail();
+  pair.post({ kind: "answer", remote: createRemote() }).fail();
   const probes = pair.run(28_000, true).filter(([, kind]) => kind === "probe-ice");
   assert.deepEqual(
     probes.map(([at]) => at),
@@ -123,7 +103,7 @@ test("without user traffic nothing is sent, however long: no probe, no offer", (
 test("traffic after a long quiet time is noticed within half a minute", () => {
   const pair = new Pair().post({ kind: "ice-selected", ice: 1, direct });
   pair.post({ kind: "ice-lost", ice: 1, reason: "consent-expired", failed: false });
-  pair.post({ kind: "answer", remote: remote(true) }).fail();
+  pair.post({ kind: "answer", remote: createRemote() }).fail();
   pair.run(3_600_000, false);
   const first = pair.run(40_000, true).find(([, kind]) => kind === "probe-ice" || kind === "send-offer");
   assert.ok(first && first[0] <= 30_000, `${first}`);

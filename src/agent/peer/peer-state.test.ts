@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { parseEndpoint } from "#base/ip.ts";
-import { createCredentials, SessionId } from "#signal/protocol/offer.ts";
 import {
   type AwakeState,
   createPeerState,
@@ -11,10 +10,10 @@ import {
   type PeerContext,
   type PeerEffect,
   type PeerEvent,
-  type RemoteSession,
   step,
 } from "./peer-state.ts";
 import { choosePath } from "./peer-steps.ts";
+import { createContext, createRemote } from "./testing/peer-facts.ts";
 
 /** A machine with its effects, driven by hand. */
 class Machine {
@@ -24,18 +23,7 @@ class Machine {
   context: Partial<PeerContext> = {};
 
   post(event: PeerEvent): this {
-    const context: PeerContext = {
-      now: this.now,
-      relayUp: true,
-      relayRtt: undefined,
-      iceAllowed: true,
-      knownDirect: undefined,
-      lastUserData: () => 0,
-      holdOf: () => undefined,
-      freshSession: () => ({ id: SessionId.create(), credentials: createCredentials() }),
-      ...this.context,
-    };
-    ({ state: this.state, effects: this.effects } = step(this.state, event, context));
+    ({ state: this.state, effects: this.effects } = step(this.state, event, createContext(this.now, this.context)));
     return this;
   }
 
@@ -53,18 +41,6 @@ class Machine {
   kinds(): string[] {
     return this.effects.map((effect) => effect.kind).filter((kind) => kind !== "note");
   }
-}
-
-function remote(overrides: Partial<RemoteSession> = {}): RemoteSession {
-  return {
-    credentials: createCredentials(),
-    sessionId: SessionId.create(),
-    listenPort: 51820,
-    version: "0.76.0",
-    relay: { instanceUrl: "rel://relay:1" },
-    perch: { candidates: [] },
-    ...overrides,
-  };
 }
 
 const endpoint = parseEndpoint("192.0.2.7:51820");
@@ -87,7 +63,7 @@ test("a wake sends the first handshake to the endpoint of the last time as well"
 });
 
 test("an offer wakes and is answered, without an offer of our own", () => {
-  const machine = new Machine().post({ kind: "offer", remote: remote() });
+  const machine = new Machine().post({ kind: "offer", remote: createRemote() });
   assert.deepEqual(machine.kinds(), [
     "device-awake",
     "use-path",
@@ -100,7 +76,7 @@ test("an offer wakes and is answered, without an offer of our own", () => {
 
 test("what comes late does not wake a sleeping peer", () => {
   for (const event of [
-    { kind: "answer", remote: remote() },
+    { kind: "answer", remote: createRemote() },
     { kind: "ice-selected", ice: 1, direct },
     overRelay,
     { kind: "tick" },
@@ -127,7 +103,7 @@ test("the handshake is repeated long before WireGuard's five seconds until a ses
 
 test("both sides waking at once converge: the crossing offer is answered, the answer to ours changes nothing", () => {
   const machine = new Machine().post(wake);
-  const theirs = remote();
+  const theirs = createRemote();
   machine.post({ kind: "offer", remote: theirs });
   assert.deepEqual(machine.kinds(), ["use-relay-server", "check-ice", "send-answer"]);
   const { ice, local } = machine.awake;
@@ -138,7 +114,7 @@ test("both sides waking at once converge: the crossing offer is answered, the an
 });
 
 test("connected means a handshake, not a chosen path", () => {
-  const machine = new Machine().post(wake).post({ kind: "answer", remote: remote() });
+  const machine = new Machine().post(wake).post({ kind: "answer", remote: createRemote() });
   machine.post({ kind: "ice-selected", ice: 1, direct });
   assert.equal(machine.awake.proven, undefined);
   machine.post(overRelay);
@@ -146,7 +122,7 @@ test("connected means a handshake, not a chosen path", () => {
 });
 
 test("direct takes over from the relay, and the relay takes back when direct is lost", () => {
-  const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+  const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: createRemote() });
   machine.post({ kind: "ice-selected", ice: 1, direct });
   assert.deepEqual(choosePath(machine.state), { kind: "udp", endpoint });
   machine.now += 5000;
@@ -160,18 +136,18 @@ test("direct takes over from the relay, and the relay takes back when direct is 
 });
 
 test("what an older life of the ICE agent reports is dropped", () => {
-  const machine = new Machine().post(wake).post({ kind: "answer", remote: remote() });
+  const machine = new Machine().post(wake).post({ kind: "answer", remote: createRemote() });
   machine.post({ kind: "ice-lost", ice: 1, reason: "x", failed: false });
   machine.post({ kind: "ice-selected", ice: 1, direct });
   assert.deepEqual(choosePath(machine.state), { kind: "relay" });
 });
 
 test("a restarted remote gets a new agent for our old half", () => {
-  const machine = new Machine().post(wake).post({ kind: "offer", remote: remote() }).post(overRelay);
+  const machine = new Machine().post(wake).post({ kind: "offer", remote: createRemote() }).post(overRelay);
   machine.post({ kind: "ice-selected", ice: 1, direct });
   const { local } = machine.awake;
   machine.now += 5000;
-  machine.post({ kind: "offer", remote: remote() });
+  machine.post({ kind: "offer", remote: createRemote() });
   assert.deepEqual(machine.kinds(), ["open-ice", "check-ice", "use-path", "initiate", "send-answer"]);
   assert.equal(machine.awake.local, local);
   assert.deepEqual(choosePath(machine.state), { kind: "relay" });
@@ -193,7 +169,7 @@ test("a handshake that came directly is used before ICE is done, ICE replaces it
   const machine = new Machine().post(wake);
   machine.post({ kind: "established", source: { kind: "udp", endpoint } });
   assert.deepEqual(choosePath(machine.state), { kind: "udp", endpoint });
-  machine.post({ kind: "answer", remote: remote() });
+  machine.post({ kind: "answer", remote: createRemote() });
   const better = parseEndpoint("198.51.100.1:1");
   machine.post({ kind: "ice-selected", ice: 1, direct: { ...direct, endpoint: better } });
   assert.deepEqual(choosePath(machine.state), { kind: "udp", endpoint: better });
@@ -211,20 +187,20 @@ test("a relay-only pair does no ICE and never offers again once the relay carrie
   machine.context = { iceAllowed: false };
   machine
     .post(wake)
-    .post({ kind: "answer", remote: remote({ credentials: undefined, sessionId: undefined } as never) });
+    .post({ kind: "answer", remote: createRemote({ credentials: undefined, sessionId: undefined } as never) });
   machine.post(overRelay);
   assert.equal(nextDeadline(machine.state), undefined);
 });
 
 test("an initiation under way is not thrown away for a path that turns up", () => {
-  const machine = new Machine().post(wake).post({ kind: "answer", remote: remote() });
+  const machine = new Machine().post(wake).post({ kind: "answer", remote: createRemote() });
   machine.now += 80;
   machine.post({ kind: "ice-selected", ice: 1, direct });
   assert.deepEqual(machine.kinds(), ["use-path"]);
   const late = new Machine();
   late.context = { relayUp: false };
   // No way for a handshake until ICE finds one: then it leaves at once.
-  late.post(wake).post({ kind: "answer", remote: remote() });
+  late.post(wake).post({ kind: "answer", remote: createRemote() });
   late.now += 80;
   late.post({ kind: "ice-selected", ice: 1, direct });
   assert.deepEqual(late.kinds(), ["use-path", "initiate"]);
@@ -233,11 +209,11 @@ test("an initiation under way is not thrown away for a path that turns up", () =
 test("whatever happens while an initiation is under way, the next one waits for its time", () => {
   const machine = new Machine();
   machine.context = { relayRtt: 40 };
-  machine.post(wake).post({ kind: "answer", remote: remote() });
+  machine.post(wake).post({ kind: "answer", remote: createRemote() });
   const sentAt = machine.now;
   machine.now += 50;
   const events: PeerEvent[] = [
-    { kind: "offer", remote: remote() },
+    { kind: "offer", remote: createRemote() },
     { kind: "relay", up: false },
     { kind: "relay", up: true },
     { kind: "ice-selected", ice: 2, direct },
@@ -279,13 +255,13 @@ test("a packet that came directly does not move the path while a relay carries",
 });
 
 test("another network moves data to the relay at once and starts ICE anew", () => {
-  const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+  const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: createRemote() });
   machine.now += 5000;
   machine.post({ kind: "ice-selected", ice: 1, direct }).post({ kind: "network-changed" });
   assert.deepEqual(choosePath(machine.state), { kind: "relay" });
   assert.deepEqual(machine.kinds(), ["open-ice", "send-offer", "use-path", "initiate"]);
   // Without a relay the old path may still be better than none.
-  const alone = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+  const alone = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: createRemote() });
   alone.post({ kind: "ice-selected", ice: 1, direct });
   alone.context = { relayUp: false };
   alone.post({ kind: "relay", up: false }).post({ kind: "network-changed" });
@@ -293,7 +269,7 @@ test("another network moves data to the relay at once and starts ICE anew", () =
 });
 
 test("a path lost right after a handshake is not followed by the next at once, but by one a second after the first", () => {
-  const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+  const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: createRemote() });
   machine.post({ kind: "ice-selected", ice: 1, direct });
   const provenAt = machine.now;
   machine.now += 20;
@@ -307,7 +283,7 @@ test("a remote that went idle while we stay is called back: by an offer, by a ha
   for (const iceAllowed of [true, false]) {
     const machine = new Machine();
     machine.context = { iceAllowed };
-    machine.post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+    machine.post(wake).post(overRelay).post({ kind: "answer", remote: createRemote() });
     if (iceAllowed) machine.post({ kind: "ice-selected", ice: 1, direct });
     machine.now += 5000;
     machine.post({ kind: "remote-idle" });
@@ -319,7 +295,7 @@ test("a remote that went idle while we stay is called back: by an offer, by a ha
 test("data that nothing answers has the direct path, the relay and signal checked", () => {
   const machine = new Machine().post(wake).post(overRelay).post({ kind: "silent" });
   assert.deepEqual(machine.kinds(), ["probe-servers"]);
-  machine.post({ kind: "answer", remote: remote() }).post({ kind: "ice-selected", ice: 1, direct });
+  machine.post({ kind: "answer", remote: createRemote() }).post({ kind: "ice-selected", ice: 1, direct });
   machine.post({ kind: "silent" });
   assert.deepEqual(machine.kinds(), ["suspect-ice", "probe-servers"]);
   assert.deepEqual(choosePath(machine.state), { kind: "udp", endpoint });
@@ -343,7 +319,7 @@ test("data that nothing answers on a learned path, which nobody watches, moves t
 
 test("packets that come another way than ours go have the direct path checked, and the place they came from", () => {
   const elsewhere = parseEndpoint("192.0.2.7:40000");
-  const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+  const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: createRemote() });
   machine.post({ kind: "ice-selected", ice: 1, direct });
   machine.post({ kind: "path-hint", source: { kind: "udp", endpoint: elsewhere } });
   assert.deepEqual(machine.effects, [{ kind: "suspect-ice", heardFrom: elsewhere }]);
@@ -353,9 +329,9 @@ test("packets that come another way than ours go have the direct path checked, a
 });
 
 test("a remote that begins anew is asked for a handshake, on the relay as well: it may be a new process", () => {
-  const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+  const machine = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: createRemote() });
   machine.now += 5000;
-  machine.post({ kind: "offer", remote: remote() });
+  machine.post({ kind: "offer", remote: createRemote() });
   assert.deepEqual(machine.kinds(), ["open-ice", "check-ice", "initiate", "send-answer"]);
   assert.notEqual(machine.awake.proven, undefined);
 });
@@ -372,10 +348,10 @@ test("data over the relay that nothing answers asks for a new proof, but only ev
 });
 
 test("when signal is back a relayed peer is proven again, a direct one is checked, and an unanswered offer is repeated", () => {
-  const relayed = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+  const relayed = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: createRemote() });
   relayed.now += 5000;
   assert.deepEqual(relayed.post({ kind: "signal-back" }).kinds(), ["initiate"]);
-  const watched = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: remote() });
+  const watched = new Machine().post(wake).post(overRelay).post({ kind: "answer", remote: createRemote() });
   watched.post({ kind: "ice-selected", ice: 1, direct });
   watched.now += 5000;
   assert.deepEqual(watched.post({ kind: "signal-back" }).kinds(), ["suspect-ice"]);

@@ -14,6 +14,7 @@ import type {
   WireGuardDevice,
 } from "#wireguard/device.ts";
 import type { PeerInfo } from "../../peer/peer-connection.ts";
+import { createRemote } from "../../peer/testing/peer-facts.ts";
 import { ConnectionManager } from "../connection-manager.ts";
 
 /** A peer without traffic for this long sleeps, in milliseconds. */
@@ -145,12 +146,5 @@ export function createInfo(index: number, agentVersion = "0.76.0"): PeerInfo {
 }
 
 export function offerBody(): Body {
-  return createOfferBody("offer", {
-    credentials: createCredentials(),
-    sessionId: SessionId.create(),
-    listenPort: 51820,
-    version: "0.76.0",
-    relay: { instanceUrl: "rel://relay:1" },
-    perch: { candidates: [] },
-  });
+  return createOfferBody("offer", createRemote());
 }
