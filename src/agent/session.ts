@@ -115,7 +115,13 @@ export async function openSession(
         log: log.with({ part: "dns" }),
         wake: (peer, name, act) => engine.connections.wakeByName(peer, name, act),
         changed: () => options.changed("none"),
-        chooseHost: () => chooseHostResolver(new ResolverRecordStore(deps.stateDir)),
+        chooseHost: (changed) =>
+          chooseHostResolver({
+            clock,
+            log: log.with({ part: "dns" }),
+            store: new ResolverRecordStore(deps.stateDir),
+            changed,
+          }),
       },
       {
         ownKey: key.publicKey,

@@ -98,10 +98,11 @@ describe("a machine after a crash", { skip: !isRoot && "needs root: an /etc of i
     return false;
   }
 
-  const isOurs = (): boolean => {
+  const resolverText = (): string => {
     const found = readResolver(box.resolverFile);
-    return found.kind === "file" && found.text.startsWith("# Written by Perch");
+    return found.kind === "file" ? found.text : "";
   };
+  const isOurs = (): boolean => resolverText().startsWith("# Written by Perch");
   const come = async (): Promise<void> => {
     setWantUp(true);
     await start();
@@ -237,6 +238,22 @@ describe("a machine after a crash", { skip: !isRoot && "needs root: an /etc of i
       wanted,
     );
     assert.deepEqual(left(), [], "files left");
+  }
+
+  for (const shape of ["file", "mounted"] as const) {
+    test(`a resolver file (${shape}) that another program rewrites is taken over, and is what comes back`, async () => {
+      box.giveResolver(shape, "# by hand\nnameserver 192.0.2.1\n");
+      await come();
+      const theirs = "# from dhcp\nnameserver 192.0.2.200\nsearch elsewhere.example\n";
+      box.rewriteResolver(theirs);
+      await waitFor(async () => isOurs() && resolverText().includes("192.0.2.200"), "ours again", 10_000);
+      const { fqdn } = await agent.peer("birch");
+      assert.match((await box.exec("getent", ["ahostsv4", fqdn])).stdout, new RegExp(network.agent("birch").address));
+      await client.down({});
+      assert.equal(resolverText(), theirs);
+      await agent.stop("SIGTERM");
+      assert.deepEqual(strayFiles(agent.directory, KEPT), []);
+    });
   }
 
   test(`${MOMENTS} kills, seed ${SEED}`, { timeout: 1_800_000 }, async (t) => {

@@ -1,7 +1,7 @@
 import { existsSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { messageOf } from "#base/errors.ts";
-import { restoreResolvConf } from "../dns/resolv-conf-linux.ts";
+import { restoreResolvConf } from "../dns/resolver-file-linux.ts";
 import { ResolverRecordStore } from "../dns/resolver-record.ts";
 import type { Restoration } from "../host-record.ts";
 import { DaemonError } from "./daemon-error.ts";

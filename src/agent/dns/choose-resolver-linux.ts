@@ -1,9 +1,8 @@
 import { readdirSync, readFileSync, readlinkSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import type { HostResolver, NoHostResolver } from "./host-resolver.ts";
-import { parseResolvConf, RESOLV_CONF, ResolvConfFile } from "./resolv-conf-linux.ts";
+import { parseResolvConf, RESOLV_CONF, type ResolvConfDeps, ResolvConfFile } from "./resolv-conf-linux.ts";
 import { isResolvedRunning, SystemdResolved } from "./resolved-linux.ts";
-import type { ResolverRecordStore } from "./resolver-record.ts";
 
 /** Inode of the network namespace that a machine starts with, from Linux 6.18 on (linux/nsfs.h, NET_NS_INIT_INO). */
 const FIRST_NETWORK = "net:[4026531833]";
@@ -24,7 +23,7 @@ export interface HostFacts {
 
 /** The way to this host's resolver, or why it is left alone. */
 export async function chooseHostResolver(
-  store: ResolverRecordStore,
+  deps: ResolvConfDeps,
   facts: HostFacts = readHostFacts(),
   path?: string,
 ): Promise<HostResolver | NoHostResolver> {
@@ -35,7 +34,7 @@ export async function chooseHostResolver(
     const reason = `${RESOLV_CONF} belongs to another network namespace; give this one its own, for example /etc/netns/NAME/resolv.conf`;
     return { kind: "none", reason };
   }
-  return new ResolvConfFile(store, path);
+  return new ResolvConfFile(deps, path === undefined ? {} : { path });
 }
 
 /**

@@ -22,6 +22,8 @@ export interface HostResolver {
   readonly kind: HostResolverKind;
   /** Ports other than 53 can be told to the host. */
   readonly anyPort: boolean;
+  /** Why programs do not ask us although `apply` worked: another program undid it since. */
+  readonly problem: string | undefined;
   /** Servers the host asked before, for questions that are nobody else's: where all come to this agent. */
   fallback(): readonly Endpoint[];
   /** Again with each change. Throws DnsError `resolver`. */

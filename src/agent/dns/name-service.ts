@@ -46,7 +46,8 @@ export interface NameServiceDeps {
   readonly wake: (key: PublicKey, name: string, act: boolean) => boolean;
   /** Something that status shows changed. */
   readonly changed: () => void;
-  readonly chooseHost: () => Promise<HostResolver | NoHostResolver>;
+  /** `changed`: its problem or its fallback is another. */
+  readonly chooseHost: (changed: () => void) => Promise<HostResolver | NoHostResolver>;
 }
 
 export interface NameServiceOptions {
@@ -118,14 +119,14 @@ export class NameService implements NameSink, AsyncDisposable {
   }
 
   get status(): DnsStatus {
-    const host = this.#told !== undefined && this.#host?.kind !== "none" ? this.#host?.kind : undefined;
+    const told = this.#told !== undefined && this.#host?.kind !== "none" ? this.#host : undefined;
     return {
       enabled: this.#isWanted,
       networkEnabled: this.#config.enabled,
       domain: this.#domain ?? "",
       server: this.#server?.endpoint,
-      host,
-      problem: this.#problem,
+      host: told?.problem === undefined ? told?.kind : undefined,
+      problem: this.#problem ?? told?.problem,
       wakes: this.#options.wakes,
       groups: this.#config.groups,
     };
@@ -222,6 +223,11 @@ export class NameService implements NameSink, AsyncDisposable {
     this.#table.putPeer({ key: ownKey, fqdn: this.#own.fqdn, addresses: addressesOf(this.#own) });
   }
 
+  #hostChanged(): void {
+    this.#responder.knowledge = this.#knowledge();
+    this.#deps.changed();
+  }
+
   /** What changed shows in answers at once, and in sockets and the host's settings soon. */
   #learn(): void {
     this.#responder.knowledge = this.#knowledge();
@@ -268,7 +274,7 @@ export class NameService implements NameSink, AsyncDisposable {
       this.#problem = undefined;
       return;
     }
-    this.#host ??= await this.#deps.chooseHost();
+    this.#host ??= await this.#deps.chooseHost(() => this.#hostChanged());
     await this.#listen();
     this.#problem = undefined;
     await this.#tellHost(this.#server!.endpoint);

@@ -16,9 +16,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, beforeEach, describe, test } from "node:test";
 import { parseEndpoint } from "#base/ip.ts";
+import { silentLogger } from "#base/log.ts";
+import { ManualClock } from "#base/time.ts";
 import type { DomainName } from "./domain-name.ts";
 import type { HostNames } from "./host-resolver.ts";
-import { ResolvConfFile, restoreResolvConf } from "./resolv-conf-linux.ts";
+import { ResolvConfFile } from "./resolv-conf-linux.ts";
+import { restoreResolvConf } from "./resolver-file-linux.ts";
 import { ResolverRecordStore } from "./resolver-record.ts";
 
 /** Calls that change files, each of which a crash may come right before; a write may also be cut in its middle. */
@@ -112,7 +115,11 @@ describe("a crash before any single change", () => {
   /** A life of an agent: its file, other words in it, and the end. */
   async function live(): Promise<void> {
     restoreResolvConf(store);
-    const file = new ResolvConfFile(store, path);
+    const watch = () => ({ follow() {}, close() {} });
+    const file = new ResolvConfFile(
+      { clock: new ManualClock(), log: silentLogger, store, changed() {}, watch },
+      { path },
+    );
     await file.apply(names);
     await file.apply({ ...names, search: Array.from({ length: 9 }, (_, i) => `longer-${i}.example` as DomainName) });
     await file.apply({ ...names, search: [] });

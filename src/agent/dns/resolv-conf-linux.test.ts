@@ -17,9 +17,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, test } from "node:test";
 import { parseEndpoint } from "#base/ip.ts";
+import { silentLogger } from "#base/log.ts";
+import { ManualClock } from "#base/time.ts";
 import type { DomainName } from "./domain-name.ts";
 import type { HostNames } from "./host-resolver.ts";
-import { formatResolvConf, parseResolvConf, ResolvConfFile, restoreResolvConf } from "./resolv-conf-linux.ts";
+import { formatResolvConf, parseResolvConf, ResolvConfFile } from "./resolv-conf-linux.ts";
+import { restoreResolvConf } from "./resolver-file-linux.ts";
 import { ResolverRecordStore } from "./resolver-record.ts";
 
 const names: HostNames = {
@@ -70,7 +73,13 @@ describe("the resolver file", () => {
   });
   afterEach(() => rmSync(folder, { recursive: true }));
 
-  const apply = (given: HostNames = names): Promise<void> => new ResolvConfFile(store, path).apply(given);
+  const noWatch = () => ({ follow() {}, close() {} });
+  const open = (records = store): ResolvConfFile =>
+    new ResolvConfFile(
+      { clock: new ManualClock(), log: silentLogger, store: records, changed() {}, watch: noWatch },
+      { path },
+    );
+  const apply = (given: HostNames = names): Promise<void> => open().apply(given);
   const isOurs = (): boolean => readFileSync(path, "utf8").startsWith("# Written by Perch (perch0)");
 
   test("a file comes back with content, mode and time", async () => {
@@ -95,7 +104,7 @@ describe("the resolver file", () => {
     for (const text of ["stub-resolv.conf", target, "nowhere/resolv.conf"]) {
       rmSync(path, { force: true });
       symlinkSync(text, path);
-      const file = new ResolvConfFile(store, path);
+      const file = open();
       assert.equal(file.fallback().length, text.startsWith("nowhere") ? 0 : 2);
       await file.apply(names);
       assert.ok(lstatSync(path).isFile());
@@ -128,7 +137,7 @@ describe("the resolver file", () => {
   test("the file of another agent of this machine is left alone", async () => {
     writeFileSync(path, THEIRS);
     await apply();
-    const other = new ResolvConfFile(new ResolverRecordStore(mkdtempSync(join(folder, "other-"))), path);
+    const other = open(new ResolverRecordStore(mkdtempSync(join(folder, "other-"))));
     await assert.rejects(other.apply({ ...names, interfaceName: "perch1" }), {
       code: "resolver",
       message: /another Perch agent.*perch0/,
@@ -139,7 +148,7 @@ describe("the resolver file", () => {
   test("after a crash at any moment the record restores the file; a new daemon starts from the original", async () => {
     writeFileSync(path, THEIRS);
     await apply();
-    const second = new ResolvConfFile(new ResolverRecordStore(folder), path);
+    const second = open(new ResolverRecordStore(folder));
     assert.deepEqual(
       second.fallback().map(({ address }) => address),
       ["192.0.2.1", "2001:db8::53"],
@@ -170,14 +179,17 @@ describe("the resolver file", () => {
       skip: needsRoot,
     }, async () => {
       const program = `
-        import { ResolvConfFile, restoreResolvConf } from "#agent/dns/resolv-conf-linux.ts";
+        import { silentLogger } from "#base/log.ts";
+        import { systemClock } from "#base/time.ts";
+        import { ResolvConfFile } from "#agent/dns/resolv-conf-linux.ts";
+        import { restoreResolvConf } from "#agent/dns/resolver-file-linux.ts";
         import { ResolverRecordStore } from "#agent/dns/resolver-record.ts";
         const [folder, path, names] = [process.argv[1], process.argv[2], JSON.parse(process.argv[3])];
         const store = new ResolverRecordStore(folder);
         restoreResolvConf(store);
         process.stdout.write("go");
         for (let round = 0; ; round++) {
-          const file = new ResolvConfFile(store, path);
+          const file = new ResolvConfFile({ clock: systemClock, log: silentLogger, store, changed() {} }, { path });
           await file.apply(names);
           await file.apply({ ...names, search: Array(round % 20).fill("a-long-domain.example") });
           await file.restore();

@@ -1,29 +1,24 @@
-import {
-  chmodSync,
-  chownSync,
-  closeSync,
-  constants,
-  fstatSync,
-  fsyncSync,
-  ftruncateSync,
-  lchownSync,
-  lstatSync,
-  openSync,
-  readFileSync,
-  readlinkSync,
-  renameSync,
-  rmSync,
-  symlinkSync,
-  utimesSync,
-  writeSync,
-} from "node:fs";
-import { dirname } from "node:path";
+import { readFileSync } from "node:fs";
+import { isDeepStrictEqual } from "node:util";
 import { messageOf } from "#base/errors.ts";
 import { type Endpoint, parseIp } from "#base/ip.ts";
-import { NOTHING_RESTORED, type Restoration } from "../host-record.ts";
+import type { Logger } from "#base/log.ts";
+import type { Clock, Millis, Timer } from "#base/time.ts";
 import { DnsError } from "./dns-error.ts";
+import { type FileWatch, type OpenFileWatch, watchFiles } from "./file-watch.ts";
 import type { HostNames, HostResolver } from "./host-resolver.ts";
-import type { OriginalFile, ResolverRecord, ResolverRecordStore } from "./resolver-record.ts";
+import {
+  contentOf,
+  firstLine,
+  isOurs,
+  readOriginal,
+  restoreResolvConf,
+  targetOf,
+  textOf,
+  writeContent,
+} from "./resolver-file-linux.ts";
+import type { ResolverRecordStore } from "./resolver-record.ts";
+import { REWRITE_POLICY, RewriteGuard, type RewritePolicy } from "./rewrite-guard.ts";
 
 export const RESOLV_CONF = "/etc/resolv.conf";
 
@@ -83,6 +78,20 @@ export function formatResolvConf(names: HostNames, before: ResolvConf): string {
   ].join("\n");
 }
 
+export interface ResolvConfDeps {
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly store: ResolverRecordStore;
+  /** `problem` or `fallback()` is another. */
+  readonly changed: () => void;
+  readonly watch?: OpenFileWatch;
+}
+
+export interface ResolvConfOptions {
+  readonly path?: string;
+  readonly policy?: RewritePolicy;
+}
+
 /**
  * The resolver file of hosts without systemd-resolved. All questions come to the agent then; what is not its own it passes on
  * to the servers that the file named before.
@@ -90,18 +99,44 @@ export function formatResolvConf(names: HostNames, before: ResolvConf): string {
  *   the record names the original and what will be written --> the file is replaced --> ... --> the original is back --> no record
  *
  * A crash anywhere leaves a record from which `restoreResolvConf` knows what to do, and a whole file, old or new.
+ *
+ * While ours is there the file is watched. What another program (a DHCP client, a network manager) writes in its place becomes the
+ * original, and ours is put in again; a program that does not leave it so has its way (rewrite-guard.ts).
+ *
+ *   ours --rewritten--> theirs, which is the original now --pause--> ours
+ *                         '--too often--> theirs, and `problem` says so --truce--> ours
  */
 export class ResolvConfFile implements HostResolver {
   readonly kind = "resolv.conf";
   readonly anyPort = false;
+  readonly #deps: ResolvConfDeps;
   readonly #path: string;
-  readonly #store: ResolverRecordStore;
+  readonly #policy: RewritePolicy;
   #before: ResolvConf;
+  /** Where the original leads when it is a link. */
+  #target: string | undefined;
+  #problem: string | undefined;
+  /** What the file is to say; undefined while it is not ours. */
+  #names: HostNames | undefined;
+  /** Of ours, as it was written last. */
+  #written = "";
+  #guard: RewriteGuard;
+  #watch: FileWatch | undefined;
+  /** Somebody may have written: looked at when this fires. */
+  #look: Timer | undefined;
+  /** Somebody has written: ours is put in again when this fires. */
+  #put: Timer | undefined;
 
-  constructor(store: ResolverRecordStore, path: string = RESOLV_CONF) {
-    this.#store = store;
-    this.#path = path;
+  constructor(deps: ResolvConfDeps, options: ResolvConfOptions = {}) {
+    this.#deps = deps;
+    this.#path = options.path ?? RESOLV_CONF;
+    this.#policy = options.policy ?? REWRITE_POLICY;
+    this.#guard = new RewriteGuard(this.#policy);
     this.#before = parseResolvConf(this.#originalText());
+  }
+
+  get problem(): string | undefined {
+    return this.#problem;
   }
 
   fallback(): readonly Endpoint[] {
@@ -116,16 +151,38 @@ export class ResolvConfFile implements HostResolver {
   }
 
   async apply(names: HostNames): Promise<void> {
+    this.#rest();
+    this.#problem = undefined;
+    this.#guard = new RewriteGuard(this.#policy);
+    this.#takePlace(names);
+    this.#names = names;
+    this.#follow();
+  }
+
+  async restore(): Promise<readonly string[]> {
+    this.#rest();
+    this.#watch?.close();
+    this.#watch = undefined;
+    this.#names = undefined;
+    this.#problem = undefined;
+    const { problems } = restoreResolvConf(this.#deps.store);
+    return problems;
+  }
+
+  /** Throws DnsError `resolver`, and what the record throws. */
+  #takePlace(names: HostNames): void {
     try {
-      this.#apply(names);
+      this.#write(names);
     } catch (cause) {
       if (cause instanceof DnsError) throw cause;
       throw new DnsError("resolver", `cannot write ${this.#path}: ${messageOf(cause)}`, { cause });
     }
+    this.#guard.notePut(this.#deps.clock.now());
   }
 
-  #apply(names: HostNames): void {
-    const record = this.#store.read();
+  #write(names: HostNames): void {
+    const { store } = this.#deps;
+    const record = store.read();
     const current = readOriginal(this.#path);
     const isKnown = record?.path === this.#path && isOurs(current, record);
     if (!isKnown && firstLine(current).startsWith(MARK)) {
@@ -134,214 +191,109 @@ export class ResolvConfFile implements HostResolver {
     // Somebody else wrote the file since: theirs is what comes back in the end.
     const original = isKnown ? record.original : current;
     this.#before = parseResolvConf(textOf(original, this.#path));
+    this.#target = targetOf(original, this.#path);
     const text = formatResolvConf(names, this.#before);
+    this.#written = text;
     if (isKnown && contentOf(current).toString("utf8") === text) return;
     const mark = text.split("\n", 1)[0]!;
-    if (!isKnown) this.#store.write({ version: 1, path: this.#path, original, mark });
+    if (!isKnown) store.write({ version: 1, path: this.#path, original, mark });
     const mode = original.kind === "file" ? original.mode : 0o644;
     writeContent(this.#path, { content: Buffer.from(text), mark, mode: mode | 0o444, uid: 0, gid: 0 });
   }
 
-  async restore(): Promise<readonly string[]> {
-    const { problems } = restoreResolvConf(this.#store);
-    return problems;
+  /** Watches the file, and what a link in its place led to: that may change behind it. */
+  #follow(): void {
+    const { watch = watchFiles, log } = this.#deps;
+    this.#watch ??= watch(
+      () => this.#lookSoon(this.#policy.settle),
+      (error) => log.warn("it is not noticed when another program writes the resolver file", { err: messageOf(error) }),
+    );
+    this.#watch.follow(this.#target === undefined ? [this.#path] : [this.#path, this.#target]);
+    // Whatever came before the watch did.
+    if (this.#isRewritten() || this.#isTargetOther()) this.#lookSoon(this.#policy.settle);
+  }
+
+  /** When nothing happened for this long. */
+  #lookSoon(delay: Millis): void {
+    if (!this.#names) return;
+    this.#look?.cancel();
+    this.#look = this.#deps.clock.after(delay, () => this.#lookNow());
+  }
+
+  #lookNow(): void {
+    this.#look = undefined;
+    if (!this.#names || this.#put) return;
+    if (this.#isRewritten()) this.#answer();
+    else if (this.#isTargetOther()) this.#putAgain();
+  }
+
+  /** Ours is put in again, now or later. */
+  #answer(): void {
+    const { clock, log, changed } = this.#deps;
+    const now = clock.now();
+    const { at, isFight } = this.#guard.noteRewritten(now);
+    if (isFight) {
+      const { count } = this.#guard;
+      const { window, truce } = this.#policy;
+      this.#problem = `another program rewrote ${this.#path} ${count} times within ${window / 1000} s: it is left alone for ${truce / 60_000} min`;
+      log.warn("another program fights for the resolver file and has it for now", { path: this.#path, count });
+      changed();
+    }
+    const grace = textAt(this.#path).trim() === "" ? this.#policy.emptyGrace : 0;
+    this.#put = clock.after(Math.max(at - now, grace), () => this.#putAgain());
+  }
+
+  #putAgain(): void {
+    this.#put = undefined;
+    if (!this.#names) return;
+    const { clock, log, changed } = this.#deps;
+    try {
+      this.#takePlace(this.#names);
+      this.#problem = undefined;
+      const { servers } = this.#before;
+      log.info("another program wrote the resolver file: ours is in its place again", { path: this.#path, servers });
+    } catch (error) {
+      this.#problem = messageOf(error);
+      log.warn("the resolver file cannot be taken back", { err: this.#problem });
+      this.#put = clock.after(this.#policy.truce, () => this.#putAgain());
+    }
+    this.#follow();
+    changed();
+  }
+
+  #isRewritten(): boolean {
+    try {
+      const current = readOriginal(this.#path);
+      return current.kind !== "file" || contentOf(current).toString("utf8") !== this.#written;
+    } catch {
+      return true;
+    }
+  }
+
+  /** Ours is in the place of a link, and what the link leads to says something else by now. */
+  #isTargetOther(): boolean {
+    return this.#target !== undefined && !isDeepStrictEqual(parseResolvConf(textAt(this.#target)), this.#before);
+  }
+
+  #rest(): void {
+    this.#look?.cancel();
+    this.#put?.cancel();
+    this.#look = undefined;
+    this.#put = undefined;
   }
 
   #originalText(): string {
-    const record = this.#store.read();
+    const record = this.#deps.store.read();
     const current = readOriginal(this.#path);
     return textOf(record?.path === this.#path && isOurs(current, record) ? record.original : current, this.#path);
   }
 }
 
-/**
- * Puts the resolver file back as the record says, byte for byte, with mode, owner and time, link for link; a file that somebody
- * else wrote since stays. Without a record there is nothing to do. Idempotent; never throws.
- */
-export function restoreResolvConf(store: ResolverRecordStore): Restoration {
-  let path = "";
+/** Empty when it cannot be read. */
+function textAt(path: string): string {
   try {
-    const record = store.read();
-    if (!record) return NOTHING_RESTORED;
-    ({ path } = record);
-    const { original } = record;
-    const current = readOriginal(path);
-    let done = `${path} was changed by another program since, and stays`;
-    if (isOurs(current, record)) {
-      putBack(record);
-      done = `${path} is back as it was before`;
-    } else if (sameFile(current, original)) {
-      if (original.kind === "file") setTime(path, original.modifiedAt);
-      done = `${path} is as it was`;
-    }
-    rmSync(draftOf(path), { force: true });
-    syncDirectory(dirname(path));
-    store.remove();
-    return { done: [done], problems: [] };
-  } catch (error) {
-    return {
-      done: [],
-      problems: [error instanceof DnsError ? error.message : `cannot restore ${path}: ${messageOf(error)}`],
-    };
-  }
-}
-
-function readOriginal(path: string): OriginalFile {
-  try {
-    const stat = lstatSync(path);
-    const { uid, gid } = stat;
-    if (stat.isSymbolicLink()) return { kind: "symlink", target: readlinkSync(path), uid, gid };
-    if (!stat.isFile()) throw new DnsError("resolver", `${path} is neither a file nor a link`);
-    const contentBase64 = readFileSync(path).toString("base64");
-    return { kind: "file", contentBase64, mode: stat.mode & 0o7777, uid, gid, modifiedAt: stat.mtimeMs };
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return { kind: "absent" };
-    throw error;
-  }
-}
-
-function putBack({ path, original, mark }: ResolverRecord): void {
-  switch (original.kind) {
-    case "absent":
-      return rmSync(path, { force: true });
-    case "symlink": {
-      const draft = draftOf(path);
-      rmSync(draft, { force: true });
-      symlinkSync(original.target, draft);
-      lchownSync(draft, original.uid, original.gid);
-      return renameSync(draft, path);
-    }
-    case "file":
-      return writeContent(path, { ...original, content: contentOf(original), mark });
-  }
-}
-
-interface Content {
-  readonly content: Uint8Array;
-  /** First line of ours. */
-  readonly mark: string;
-  readonly mode: number;
-  readonly uid: number;
-  readonly gid: number;
-  /** Milliseconds since the epoch; default now. */
-  readonly modifiedAt?: number;
-}
-
-/** Where the new file is made; there only while a record names the file. */
-function draftOf(path: string): string {
-  return `${path}.perch`;
-}
-
-/** What was renamed there stays so, whatever happens to the machine. */
-function syncDirectory(path: string): void {
-  const directory = openSync(path, "r");
-  try {
-    fsyncSync(directory);
-  } finally {
-    closeSync(directory);
-  }
-}
-
-/** In one step where the file can be replaced; in place where it is a mount, as in containers. */
-function writeContent(path: string, { content, mark, mode, uid, gid, modifiedAt }: Content): void {
-  const draft = draftOf(path);
-  try {
-    rmSync(draft, { force: true });
-    const file = openSync(draft, "wx", 0o600);
-    try {
-      writeAll(file, content, 0);
-      fsyncSync(file);
-    } finally {
-      closeSync(file);
-    }
-    chmodSync(draft, mode);
-    if (process.getuid?.() === 0) chownSync(draft, uid, gid);
-    if (modifiedAt !== undefined) setTime(draft, modifiedAt);
-    renameSync(draft, path);
-  } catch (error) {
-    rmSync(draft, { force: true });
-    // EBUSY: a mount point. EROFS, EACCES: a directory that cannot be written, with a file that may be.
-    if (!["EBUSY", "EXDEV", "EROFS", "EACCES"].includes((error as NodeJS.ErrnoException).code ?? "")) throw error;
-    overwrite(path, content, mark);
-    if (modifiedAt !== undefined) setTime(path, modifiedAt);
-  }
-}
-
-function setTime(path: string, modifiedAt: number): void {
-  utimesSync(path, modifiedAt / 1000, modifiedAt / 1000);
-}
-
-/**
- * In place a file cannot change in one step. So that it is known as ours, or as half ours, at any moment, our first line is the
- * first thing that comes and the last that goes:
- *
- *   theirs --head--> our head, their rest --rest, length--> ours --rest, length--> our head, their rest --head--> theirs
- */
-function overwrite(path: string, content: Uint8Array, mark: string): void {
-  const file = openSync(path, constants.O_RDWR | constants.O_NOFOLLOW);
-  try {
-    const head = Buffer.from(`${mark}\n`);
-    const isOurs = head.equals(content.subarray(0, head.length));
-    if (isOurs) writeAll(file, head, 0);
-    writeAll(file, content.subarray(head.length), head.length);
-    const length = Math.max(content.length, head.length);
-    if (fstatSync(file).size > length) ftruncateSync(file, length);
-    if (!isOurs) {
-      writeAll(file, paddedHead(content, head.length), 0);
-      ftruncateSync(file, content.length);
-    }
-    fsyncSync(file);
-  } finally {
-    closeSync(file);
-  }
-}
-
-/** The beginning of a file in `length` bytes: newlines stand in for what a short one lacks. */
-function paddedHead(content: Uint8Array, length: number): Buffer {
-  return Buffer.concat([content.subarray(0, length), Buffer.alloc(Math.max(0, length - content.length), "\n")]);
-}
-
-function writeAll(file: number, content: Uint8Array, position: number): void {
-  for (let at = 0; at < content.length; ) at += writeSync(file, content, at, content.length - at, position + at);
-}
-
-/** The text that programs read there; a link is followed. */
-function textOf(original: OriginalFile, path: string): string {
-  if (original.kind === "file") return Buffer.from(original.contentBase64, "base64").toString("utf8");
-  if (original.kind === "absent") return "";
-  try {
-    return readFileSync(new URL(original.target, `file://${path}`), "utf8");
+    return readFileSync(path, "utf8");
   } catch {
     return "";
   }
-}
-
-/** Nobody else wrote the file since the record. */
-function isOurs(current: OriginalFile, record: ResolverRecord): boolean {
-  return firstLine(current) === record.mark || isTorn(current, record);
-}
-
-/** A crash came in the midst of `overwrite`: each byte of the first line is ours or theirs, and the rest is theirs. */
-function isTorn(current: OriginalFile, { original, mark }: ResolverRecord): boolean {
-  const [now, then, head] = [contentOf(current), contentOf(original), Buffer.from(`${mark}\n`)];
-  if (current.kind !== "file" || original.kind !== "file" || now.length < then.length || now.equals(then)) return false;
-  const padded = paddedHead(then, head.length);
-  return (
-    now.subarray(0, head.length).every((byte, i) => byte === head[i] || byte === padded[i]) &&
-    now.subarray(head.length).equals(then.subarray(head.length))
-  );
-}
-
-function sameFile(a: OriginalFile, b: OriginalFile): boolean {
-  if (a.kind === "file" && b.kind === "file") return a.contentBase64 === b.contentBase64;
-  if (a.kind === "symlink" && b.kind === "symlink") return a.target === b.target;
-  return a.kind === "absent" && b.kind === "absent";
-}
-
-function firstLine(current: OriginalFile): string {
-  return contentOf(current).toString("utf8").split("\n", 1)[0]!;
-}
-
-function contentOf(file: OriginalFile): Buffer {
-  return file.kind === "file" ? Buffer.from(file.contentBase64, "base64") : Buffer.alloc(0);
 }

@@ -13,6 +13,8 @@ const COMMAND_TIMEOUT_MS = 5000;
 export class SystemdResolved implements HostResolver {
   readonly kind = "systemd-resolved";
   readonly anyPort = true;
+  /** What is told for a link is nobody else's to change. */
+  readonly problem = undefined;
   readonly #told = new Set<string>();
 
   fallback(): readonly [] {

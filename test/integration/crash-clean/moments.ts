@@ -30,6 +30,17 @@ export interface Moment {
   readonly rewrittenMs: Millis | undefined;
 }
 
+/** What is to be seen in each phase; in a run only when another program rewrites the file. */
+const PHASE_SIGHTS: Readonly<Record<Phase, readonly Sight[]>> = {
+  starting: ["lock", "record", "draft", "resolver"],
+  foreground: ["lock", "record", "draft", "resolver"],
+  "coming-up": ["record", "draft", "resolver"],
+  running: ["record", "draft", "resolver"],
+  "going-down": ["draft", "resolver", "record"],
+  stopping: ["draft", "resolver", "record", "lock"],
+  mending: ["lock", "draft", "resolver", "record"],
+};
+
 /** How long each phase takes, about, and a little more. */
 const SPANS: Readonly<Record<Phase, Millis>> = {
   starting: 800,
@@ -48,7 +59,9 @@ export function drawMoments(count: number, seed: number): Moment[] {
   const random = createRandom(seed);
   return Array.from({ length: count }, (_, index) => {
     const phase = PHASES[index % PHASES.length]!;
-    const sight = random() < 0.4 ? pick(random, Object.keys(SIGHTS) as Sight[]) : undefined;
+    const rewrittenMs = phase === "running" && random() < 0.6 ? random() * 900 : undefined;
+    const hasSights = phase !== "running" || rewrittenMs !== undefined;
+    const sight = hasSights && random() < 0.5 ? pick(random, PHASE_SIGHTS[phase]) : undefined;
     const share = random();
     return {
       index,
@@ -58,7 +71,7 @@ export function drawMoments(count: number, seed: number): Moment[] {
       sight,
       // Steps follow each other within milliseconds: half of all moments are in the first quarter of the span.
       delayMs: sight ? share * share * 8 : share * share * SPANS[phase],
-      rewrittenMs: phase === "running" && random() < 0.6 ? random() * 900 : undefined,
+      rewrittenMs,
     };
   });
 }
