@@ -1,6 +1,7 @@
 import type { Emitter } from "#base/emitter.ts";
 import type { Endpoint, Prefix } from "#base/ip.ts";
 import type { PresharedKey, PrivateKey, PublicKey } from "#base/keys.ts";
+import type { FilterRules, SourceRule } from "../filter.ts";
 
 /*
  * What an external device is made of. Each part is replaceable and knows nothing of the others:
@@ -11,6 +12,7 @@ import type { PresharedKey, PrivateKey, PublicKey } from "#base/keys.ts";
  *                   device sends while the peer sleeps or is relayed   socket, mac1
  *   SharedPort      sends from and listens on the device's own UDP   raw sockets with a BPF filter
  *                   port, which is not ours
+ *   PacketRules     which packets from peers may come in             nftables
  *   ExternalDevice  all of it behind WireGuardDevice
  */
 
@@ -95,18 +97,29 @@ export interface LocalEnds extends AsyncDisposable {
   /** How it is done, for the device's list of features. */
   readonly name: "loopback-sockets" | "loopback-addresses" | "loopback-mac1";
   readonly events: Emitter<LocalEndsEvents>;
-  /** The endpoint for a peer; the same until `close`. Costs no socket where addresses tell peers apart. */
+  /**
+   * The endpoint for a peer, the same until `close` or `moved`. Costs no socket where addresses tell peers apart. Called again
+   * for an open peer each time it becomes the device's endpoint anew, such as when a direct peer goes to sleep: the peer may
+   * have a session then, and data under it carries nothing that names the peer. Throws NetError when there is no socket left.
+   */
   open(key: PublicKey): Endpoint;
   close(key: PublicKey): void;
   /** Gives the device a datagram as coming from the peer's endpoint; false when it was dropped. */
   deliver(key: PublicKey, datagram: Uint8Array): boolean;
   /** The device listens on another port from now on. */
   setDevicePort(port: number): void;
+  /** What was dropped, by reason (`drop-...`). */
+  counters?(): ReadonlyMap<string, number>;
 }
 
 export interface LocalEndsEvents {
   /** The device sent this to the peer's endpoint. Only from the device's own port. The bytes are the listener's. */
   datagram: { readonly key: PublicKey; readonly datagram: Uint8Array };
+  /**
+   * An open peer's endpoint is another one from now on, and the device is to be told. What it still sends to the earlier one
+   * arrives as well, for some seconds. Comes before the `datagram` that was its cause.
+   */
+  moved: { readonly key: PublicKey; readonly endpoint: Endpoint };
 }
 
 /** The device's own UDP port, beside the device: STUN and copies of handshakes go out and come in. */
@@ -115,6 +128,8 @@ export interface SharedPort extends AsyncDisposable {
   /** Best effort; the error's name, such as `ENETUNREACH`, or undefined when the kernel took it. */
   send(datagram: Uint8Array, to: Endpoint, from?: Endpoint): string | undefined;
   setPort(port: number): void;
+  /** What was dropped, by reason (`drop-...`). */
+  counters?(): ReadonlyMap<string, number>;
 }
 
 export interface SharedPortEvents {
@@ -122,4 +137,26 @@ export interface SharedPortEvents {
   stun: { readonly datagram: Uint8Array; readonly from: Endpoint; readonly to: Endpoint };
   /** A handshake message (types 1 to 3) from the network for the device's port, which the device gets as well. */
   handshake: { readonly datagram: Uint8Array; readonly from: Endpoint; readonly to: Endpoint };
+}
+
+/** The packet filter behind an interface whose packets we do not see; it means what `FilterRules` says. */
+export interface PacketRules extends AsyncDisposable {
+  readonly events: Emitter<PacketRulesEvents>;
+  /**
+   * WireGuardDevice.setFilter: in force a few milliseconds later, as a whole. Throws FilterError, and ExternalDeviceError
+   * `program-missing`, `kernel-unsupported` or `not-permitted` where the machine cannot filter; it stays as it was then.
+   * Undefined is always taken.
+   */
+  set(rules: FilterRules | undefined): void;
+  /** WireGuardDevice.setFilterSource; O(rules of the source). Throws as `set`. */
+  setSource(source: Prefix, rules: readonly SourceRule[]): void;
+  /** Resolves when all that was asked for is in force, or has failed. */
+  settled(): Promise<void>;
+  /** Lets everything pass again and leaves nothing behind; idempotent. */
+  close(): Promise<void>;
+}
+
+export interface PacketRulesEvents {
+  /** Rules could not be put in force, and it is not known which are: the interface must not go on. */
+  failed: { readonly reason: string };
 }
