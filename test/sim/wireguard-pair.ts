@@ -214,11 +214,11 @@ export class VirtualEnd {
     rig.setNow(this.#clock.now());
     let more = true;
     while (more) {
-      more = rig.applier.apply(1024);
+      more = rig.path.applier.apply(1024);
       rig.transmit();
       rig.receive();
-      if (rig.timers.nextAt <= rig.now) rig.timers.run(rig.now);
-      rig.queue.flush();
+      if (rig.path.timers.nextAt <= rig.now) rig.path.timers.run(rig.now);
+      rig.path.queue.flush();
       for (const { bytes } of rig.kernel.sent.splice(0)) this.#put(bytes);
       for (const written of rig.kernel.tunOut.splice(0)) {
         const packet = Buffer.from(written.subarray(VIRTIO_BYTES));
@@ -236,7 +236,7 @@ export class VirtualEnd {
     guard.kernel = before;
     this.#isRunning = false;
     this.#timer?.cancel();
-    const { nextAt } = rig.timers;
+    const { nextAt } = rig.path.timers;
     if (nextAt !== Number.POSITIVE_INFINITY) this.#timer = this.#clock.after(nextAt - rig.now, () => this.run());
   }
 

@@ -93,10 +93,10 @@ describe("a session", () => {
     const { a, b, clock } = pair;
     pair.connect();
     clock.advance(179_000);
-    assert.equal(a.rig.sessions.size + b.rig.sessions.size, 2);
+    assert.equal(a.rig.path.sessions.size + b.rig.path.sessions.size, 2);
     const before = clock.now();
     clock.advance(2000);
-    assert.equal(a.rig.sessions.size + b.rig.sessions.size, 0);
+    assert.equal(a.rig.path.sessions.size + b.rig.path.sessions.size, 0);
     assert.deepEqual(since(a, before, "initiation", "data", "keepalive"), []);
     clock.advance(600_000);
     assert.equal(clock.pending, 0, "nothing is armed for a pair that rests");
@@ -147,7 +147,7 @@ describe("a session", () => {
     a.loses = ({ kind }) => kind === "data" || kind === "keepalive";
     a.send("lost");
     clock.advance(100);
-    assert.equal(b.rig.sessions.size, 1);
+    assert.equal(b.rig.path.sessions.size, 1);
     b.send("waits");
     clock.advance(1000);
     assert.deepEqual(since(b, 0, "data"), []);
@@ -195,7 +195,7 @@ describe("a session", () => {
     b.send("again");
     clock.advance(1000);
     const [lastA, lastB] = [since(a, 0, "data").at(-1)!, since(b, 0, "data").at(-1)!];
-    const used = [a.rig.sessions.find(receiver(lastB)), b.rig.sessions.find(receiver(lastA))];
+    const used = [a.rig.path.sessions.find(receiver(lastB)), b.rig.path.sessions.find(receiver(lastA))];
     assert.equal(used[0]!.localIndex, used[1]!.remoteIndex, "the same one");
     clock.advance(60_000);
     assert.equal(since(a, 2000, "initiation").length + since(b, 2000, "initiation").length, 0);
@@ -223,7 +223,7 @@ describe("a session", () => {
     const handshakes = since(a, 0, "initiation").length + since(b, 0, "initiation").length;
     assert.ok(Math.abs(handshakes - (numbers.length * every) / 126_000) < 4, `${handshakes} handshakes`);
     assert.equal(a.count("handshake-failed") + b.count("handshake-failed"), 0);
-    assert.ok(a.rig.sessions.size <= 4 && b.rig.sessions.size <= 4);
+    assert.ok(a.rig.path.sessions.size <= 4 && b.rig.path.sessions.size <= 4);
   });
 });
 

@@ -83,7 +83,7 @@ test("no order and no value of commands ends the worker, and the traffic of anot
     for (let step = 0; step < 60; step++) {
       rig.setNow(rig.now + chance.of([0, 1, 100, 1000]));
       rig.command(...Array.from({ length: chance.below(8) }, () => command(chance, live, rig.now)));
-      if (rig.timers.nextAt <= rig.now) rig.timers.run(rig.now);
+      if (rig.path.timers.nextAt <= rig.now) rig.path.timers.run(rig.now);
       // Something for everybody.
       for (let i = 0; i < 4; i++) {
         const packet = buildPacket({ v6: chance.once(2), protocol: "udp", payload: chance.bytes(chance.below(1300)) });
@@ -113,7 +113,7 @@ test("session keys are zeros in memory once their session ended, was replaced, i
     const install = (slot: number, index: number, why: string): TestSession => {
       const made = session(chance, index);
       rig.install(slot, made);
-      const { sendKey } = rig.sessions.find(index)!;
+      const { sendKey } = rig.path.sessions.find(index)!;
       assert.ok(keysAt(sendKey).equals(Buffer.concat([made.sendKey, made.receiveKey])));
       places.push({ address: sendKey, why });
       return made;
@@ -124,7 +124,7 @@ test("session keys are zeros in memory once their session ended, was replaced, i
     for (let newer = 1; newer <= OLDER_MAX + 2; newer++) install(1, 10 + newer, "expired");
     assert.ok(keysAt(places[0]!.address).equals(Buffer.alloc(64)), places[0]!.why);
     rig.setNow(rig.now + 540_000);
-    rig.timers.run(rig.now);
+    rig.path.timers.run(rig.now);
     install(2, 20, "peer removed");
     const last = places.at(-1)!;
     rig.command({ opcode: Command.removePeer, slot: 2 });
@@ -168,11 +168,11 @@ test("10,000 peers that came, had a session and packets waiting, and went, leave
   const regions = guard.regions;
   cycle(10_000);
   assert.equal(guard.regions, regions, "no more memory for keys than before");
-  assert.equal(rig.sessions.size, 0);
-  assert.equal(rig.timers.size, 0);
+  assert.equal(rig.path.sessions.size, 0);
+  assert.equal(rig.path.timers.size, 0);
   assert.equal(rig.counter("staged-bytes"), 0);
-  assert.equal([...rig.peers].length, 0);
-  assert.equal(rig.routes.destination(0), -1);
+  assert.equal([...rig.path.peers].length, 0);
+  assert.equal(rig.path.routes.destination(0), -1);
   rig.close();
 });
 
@@ -185,8 +185,8 @@ test("a ping sweep over 100,000 idle peers wakes each at most once, stages what 
   const after = process.memoryUsage();
   const bytesEach = (after.heapUsed + after.arrayBuffers - before.heapUsed - before.arrayBuffers) / PEERS;
   assert.ok(bytesEach < 1024, `${bytesEach} bytes for each`);
-  assert.equal(rig.timers.size, 0);
-  assert.equal([...rig.peers].length, 0, "no object for any");
+  assert.equal(rig.path.timers.size, 0);
+  assert.equal([...rig.path.peers].length, 0, "no object for any");
 
   const calls = guard.calls.get("sendmmsg") ?? 0;
   const woken = new Set<number>();
@@ -209,12 +209,12 @@ test("a ping sweep over 100,000 idle peers wakes each at most once, stages what 
   assert.equal(woken.size, PEERS);
   assert.ok(rig.counter("staged-bytes") <= STAGED_DEVICE_MAX_BYTES);
   assert.equal(rig.counter("staged-packets") + rig.counter("drop-staged-device-full"), staged);
-  assert.equal(rig.timers.size, 0);
+  assert.equal(rig.path.timers.size, 0);
   assert.equal(guard.calls.get("sendmmsg") ?? 0, calls);
   // Nobody was wanted: all go back to sleep, a second later so that what waits does not wake them again.
   rig.setNow(rig.now + 2000);
   for (const slot of slots) rig.command({ opcode: Command.setAsleep, slot, argument: 1 });
-  assert.equal([...rig.peers].length, 0);
+  assert.equal([...rig.path.peers].length, 0);
   assert.equal(rig.counter("staged-bytes"), 0);
   rig.close();
 });

@@ -1,34 +1,16 @@
 import { createCipheriv, createDecipheriv } from "node:crypto";
 import { type IpAddress, parseIp } from "#base/ip.ts";
-import { openAead } from "#wireguard/worker/aead.ts";
-import { CommandApplier } from "#wireguard/worker/apply-commands.ts";
-import { Arena } from "#wireguard/worker/arena.ts";
-import { Capture } from "#wireguard/worker/capture.ts";
-import { Coalescer } from "#wireguard/worker/coalesce.ts";
 import { type CommandRecord, CommandSender, sessionRecord } from "#wireguard/worker/commands.ts";
-import { PacketFilter } from "#wireguard/worker/filter.ts";
-import { HandshakeGate } from "#wireguard/worker/handshake-gate.ts";
+import { DataPath } from "#wireguard/worker/data-path.ts";
 import { PROTOCOL_LIMITS, type SessionLimits } from "#wireguard/worker/limits.ts";
-import { Peers } from "#wireguard/worker/peers.ts";
-import { Receiver } from "#wireguard/worker/receive.ts";
 import { ADD_ASLEEP, Command, RecordField, Report } from "#wireguard/worker/records.ts";
-import { Reporter } from "#wireguard/worker/reporter.ts";
 import { Ring } from "#wireguard/worker/ring.ts";
-import { Routes } from "#wireguard/worker/routes.ts";
-import { SendQueue } from "#wireguard/worker/send-queue.ts";
-import { Sessions } from "#wireguard/worker/sessions.ts";
-import { Staging } from "#wireguard/worker/staging.ts";
 import { DEVICE_COUNTERS, type DeviceCounter, Stats } from "#wireguard/worker/stats.ts";
-import { Timers } from "#wireguard/worker/timers.ts";
-import { Transmitter } from "#wireguard/worker/transmit.ts";
-import { TunWriter } from "#wireguard/worker/tun-writer.ts";
-import { UdpBuffers, UdpReceiver } from "#wireguard/worker/udp-receive.ts";
 import { FakeKernel, Fd } from "./fake-kernel.ts";
 import type { MemoryGuard } from "./memory-guard.ts";
 
 const TAG_BYTES = 16;
 const HEADER_BYTES = 16;
-const ARENA_BYTES = 2 << 20;
 
 export interface RigOptions {
   readonly virtioHeader?: boolean;
@@ -50,113 +32,61 @@ export interface TestSession {
 }
 
 /**
- * The data worker in the test's own thread (worker.ts puts the same parts together): real tables, real OpenSSL, real rings, a
+ * The data worker in the test's own thread but for its loop: real tables, real OpenSSL, real rings, a
  * fake kernel, and time that the test moves. `main` holds the other ends of the rings.
  */
 export class Rig {
   readonly kernel: FakeKernel;
   readonly stats: Stats;
-  readonly sessions: Sessions;
-  readonly peers: Peers;
-  readonly routes: Routes;
-  readonly staging: Staging;
-  readonly transmitter: Transmitter;
-  readonly receiver: Receiver;
-  readonly queue: SendQueue;
-  readonly timers: Timers;
-  readonly filter: PacketFilter;
-  readonly gate: HandshakeGate;
+  readonly path: DataPath;
   readonly commandRing: Ring;
   readonly commands: CommandSender;
-  readonly applier: CommandApplier;
-  readonly tun: TunWriter;
   readonly main: { readonly events: Ring; readonly datagrams: Ring; readonly relay: Ring };
-  readonly #v4: UdpReceiver;
-  readonly #v6: UdpReceiver;
-  readonly #aead: { close(): void };
   now = 1000;
 
   constructor(guard: MemoryGuard, options: RigOptions = {}) {
     this.kernel = new FakeKernel(guard);
-    const limits = { ...PROTOCOL_LIMITS, ...options.limits };
-    const gro = options.gro ?? true;
-    const arena = new Arena(ARENA_BYTES + UdpBuffers.arenaBytes(gro));
-    const stats = Stats.create(options.peerCapacity ?? 64);
-    const ring = (bytes: number): [Ring, Ring] => {
-      const made = Ring.create(bytes);
-      return [made, new Ring(made.buffer)];
-    };
-    const [events, mainEvents] = ring(1 << 18);
-    const [datagrams, mainDatagrams] = ring(1 << 18);
-    const [relay, mainRelay] = ring(1 << 22);
-    const [mainCommands, workerCommands] = ring(1 << 20);
-    this.main = { events: mainEvents, datagrams: mainDatagrams, relay: mainRelay };
-    const reporter = new Reporter({ events, datagrams, relay }, stats, arena.bytes, () => {});
-    const aead = openAead(arena);
-    const sessions = new Sessions((session) => reporter.sessionEnded(session.peer.slot, session.localIndex));
-    const queue = new SendQueue(arena, stats, reporter, { v4Fd: Fd.v4, v6Fd: Fd.v6, gso: options.gso ?? true });
-    const tun = new TunWriter(arena, stats, Fd.tun, options.virtioHeader ?? true);
-    const timers: Timers = new Timers(limits, {
-      sendKeepalive: (peer) => this.applier.sendKeepalive(peer),
-      noAnswer: (peer) => reporter.needHandshake(peer, "no-answer", this.now),
-      silent: (peer) => reporter.silent(peer),
-      expireSessions: (peer) => this.applier.expire(peer, limits.rejectAfterTime),
-    });
-    const shared = {
-      arena,
-      aead,
-      stats,
-      reporter,
-      sessions,
-      queue,
-      tun,
-      timers,
-      limits,
-      peers: new Peers(stats.peerCapacity),
-      routes: new Routes(arena.view),
-      staging: new Staging(arena, stats),
-      gate: new HandshakeGate(arena.bytes, stats, datagrams, options.mac1Key),
-      filter: new PacketFilter(arena.view),
-      capture: new Capture(arena, reporter, () => this.now),
-      captureRing: () => undefined,
-    };
-    this.transmitter = new Transmitter(shared, { tunFd: Fd.tun, mtu: options.mtu ?? 1420 });
-    const coalescer = new Coalescer(arena, tun, true);
-    this.receiver = new Receiver({
-      ...shared,
-      coalescer,
-      transmitter: this.transmitter,
-      applyCommands: () => void this.applier.apply(1024),
-    });
-    this.applier = new CommandApplier(workerCommands, {
-      ...shared,
-      transmitter: this.transmitter,
-      receiver: this.receiver,
-    });
-    this.commands = new CommandSender(mainCommands, () => {});
-    this.commandRing = mainCommands;
-    const buffers = new UdpBuffers(arena, gro);
-    this.#v4 = new UdpReceiver(arena, stats, buffers, Fd.v4, 51_820);
-    this.#v6 = new UdpReceiver(arena, stats, buffers, Fd.v6, 51_820);
-    this.stats = stats;
-    this.sessions = sessions;
-    this.queue = queue;
-    this.timers = timers;
-    this.tun = tun;
-    this.#aead = aead;
-    ({ peers: this.peers, routes: this.routes, staging: this.staging, gate: this.gate, filter: this.filter } = shared);
+    this.stats = Stats.create(options.peerCapacity ?? 64);
+    this.main = { events: Ring.create(1 << 18), datagrams: Ring.create(1 << 18), relay: Ring.create(1 << 22) };
+    this.commandRing = Ring.create(1 << 20);
+    this.commands = new CommandSender(this.commandRing, () => {});
+    this.path = new DataPath(
+      {
+        tunFd: Fd.tun,
+        virtioHeader: options.virtioHeader ?? true,
+        udpSegmentation: true,
+        v4Fd: Fd.v4,
+        v6Fd: Fd.v6,
+        gso: options.gso ?? true,
+        gro: options.gro ?? true,
+        eventFd: -1,
+        mtu: options.mtu ?? 1420,
+        port: 51_820,
+        control: new SharedArrayBuffer(64),
+        commands: this.commandRing.buffer,
+        events: this.main.events.buffer,
+        datagrams: this.main.datagrams.buffer,
+        relay: this.main.relay.buffer,
+        stats: this.stats.buffer,
+        clockOffset: 0,
+        limits: { ...PROTOCOL_LIMITS, ...options.limits },
+        mac1Key: options.mac1Key,
+        capture: undefined,
+      },
+      { clock: () => this.now, wakeMain: () => {}, newestCapture: () => undefined },
+    );
     this.setNow(this.now);
   }
 
   setNow(now: number): void {
     this.now = now;
-    this.transmitter.now = this.receiver.now = this.queue.now = this.applier.now = this.filter.now = now;
+    this.path.now = now;
   }
 
   /** Gives commands and has them applied. */
   command(...records: readonly CommandRecord[]): void {
     for (const record of records) this.commands.send(record);
-    while (this.applier.apply(1024));
+    while (this.path.applyCommands());
   }
 
   /** A peer with one address of each family, a path over UDP and a session of which `initiator` says who began it. */
@@ -198,20 +128,20 @@ export class Rig {
   receive(): void {
     while (this.kernel.udpIn.length > 0) {
       const before = this.kernel.udpIn.length;
-      this.receiver.turn(this.#v4);
+      this.path.receiver.turn(this.path.v4);
       if (this.kernel.udpIn.length === before) break;
     }
   }
 
   /** The same for the socket of the other family. */
   receiveV6(): void {
-    while (this.receiver.turn(this.#v6));
+    while (this.path.receiver.turn(this.path.v6));
   }
 
   /** Has the worker send what the TUN has, as the loop does. */
   transmit(): void {
-    while (this.transmitter.turn());
-    this.queue.flush();
+    while (this.path.transmitter.turn());
+    this.path.queue.flush();
   }
 
   counter(name: DeviceCounter): number {
@@ -244,9 +174,7 @@ export class Rig {
   }
 
   close(): void {
-    this.sessions.close();
-    this.gate.close();
-    this.#aead.close();
+    this.path[Symbol.dispose]();
   }
 }
 

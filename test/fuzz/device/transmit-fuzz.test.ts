@@ -99,7 +99,7 @@ test("whatever the TUN gives is sent, staged or dropped and counted; what is sen
     // Every segment that got a counter has left; a full ring towards the relay is the one reason why it might not.
     const lost = rig.counter("drop-relay-queue");
     assert.equal(rig.counter("tx-packets"), packets, path);
-    assert.equal(packets + lost, rig.peers.active(PEER)!.current!.sendCounter);
+    assert.equal(packets + lost, rig.path.peers.active(PEER)!.current!.sendCounter);
     assert.equal(rig.counter("drop-send") + rig.counter("drop-message-too-big"), 0);
     assert.deepEqual(guard.violations, []);
     rig.close();
@@ -230,13 +230,13 @@ test("an interrupted call is repeated, a full socket holds everything back until
   assert.equal(rig.kernel.sent.length, 1);
   rig.kernel.errors.set("sendmmsg", new Array<number>(9).fill(ERRNO.EAGAIN));
   send();
-  assert.equal(rig.queue.blockedFamily, 4);
+  assert.equal(rig.path.queue.blockedFamily, 4);
   const reads = rig.counter("tun-read");
   send(3);
   assert.equal(rig.counter("tun-read"), reads, "the TUN is not read meanwhile");
   rig.kernel.errors.clear();
   rig.transmit();
-  assert.equal(rig.queue.blockedFamily, 0);
+  assert.equal(rig.path.queue.blockedFamily, 0);
   assert.equal(rig.kernel.sent.length, 5);
   assert.equal(rig.counter("drop-send"), 0);
   rig.close();
@@ -267,7 +267,7 @@ test("what the TUN refuses is counted, and the next packet is written", () => {
   }
   assert.equal(rig.counter("drop-tun-write"), 1);
   assert.equal(rig.kernel.tunOut.length, 2);
-  assert.equal(rig.tun.gone, false);
+  assert.equal(rig.path.tun.gone, false);
   rig.close();
 });
 
