@@ -29,7 +29,7 @@ export class BigLab implements AsyncDisposable {
       const network = await PerchNetwork.start(lab, {
         server: "hub",
         agents: ["alder", "birch"],
-        daemonEnvironment: { NODE_OPTIONS: `--import ${import.meta.dirname}/agent-probe.ts` },
+        daemonEnvironment: PROBED,
         prepareServer: async (directory) => {
           mkdirSync(directory, { mode: 0o700 });
           await fillStore(join(directory, "perch.db"), peers);
@@ -42,17 +42,9 @@ export class BigLab implements AsyncDisposable {
     }
   }
 
-  /** What the probe in an agent says; what it says of the time before is gone afterwards. */
-  async probe(agent: LabAgent): Promise<ProbeLine> {
-    const lines = () => agent.log.split("\n").filter((line) => line.startsWith(PROBE_MARK));
-    const before = lines().length;
-    process.kill(agent.pid!, "SIGUSR2");
-    for (let tries = 0; tries < 100; tries++) {
-      await sleep(100);
-      const line = lines()[before];
-      if (line !== undefined) return JSON.parse(line.slice(PROBE_MARK.length)) as ProbeLine;
-    }
-    throw new Error(`the probe in ${agent.name} does not answer`);
+  /** `askProbe`, for those that have the lab. */
+  probe(agent: LabAgent): Promise<ProbeLine> {
+    return askProbe(agent);
   }
 
   /** The same after a collection, when what it freed has gone back to the system. */
@@ -70,6 +62,22 @@ export class BigLab implements AsyncDisposable {
 
 /** Begins a probe's line in the log of a daemon. */
 export const PROBE_MARK = "PROBE ";
+
+/** Environment of a daemon with a probe in it. */
+export const PROBED = { NODE_OPTIONS: `--import ${import.meta.dirname}/agent-probe.ts` } as const;
+
+/** What the probe in an agent says; what it says of the time before is gone afterwards. */
+export async function askProbe(agent: LabAgent): Promise<ProbeLine> {
+  const lines = () => agent.log.split("\n").filter((line) => line.startsWith(PROBE_MARK));
+  const before = lines().length;
+  process.kill(agent.pid!, "SIGUSR2");
+  for (let tries = 0; tries < 100; tries++) {
+    await sleep(100);
+    const line = lines()[before];
+    if (line !== undefined) return JSON.parse(line.slice(PROBE_MARK.length)) as ProbeLine;
+  }
+  throw new Error(`the probe in ${agent.name} does not answer`);
+}
 
 /** How often the threads of a process gave up the processor of their own will. */
 export function countSleeps(pid: number): number {

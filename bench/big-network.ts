@@ -17,11 +17,18 @@ const META = create(PeerSystemMetaSchema, {
   capabilities: [PeerCapability.PeerCapabilitySourcePrefixes, PeerCapability.PeerCapabilityIPv6Overlay],
 });
 
+/** A key that belongs to nobody: such a peer stays idle for ever. */
+const nobodysKey = (): PublicKey => PublicKey.fromBytes(randomBytes(32));
+
 /**
  * `count` peers as if each had logged in once, on addresses from the top of a /16 and /64 downwards, so that peers which
- * register later find free ones. Keys are random and belong to nobody: such a peer stays idle for ever.
+ * register later find free ones.
  */
-export function createPeers(account: Pick<Account, "network" | "network6">, count: number): Peer[] {
+export function createPeers(
+  account: Pick<Account, "network" | "network6">,
+  count: number,
+  keyOf: (index: number) => PublicKey = nobodysKey,
+): Peer[] {
   const [a, b] = account.network.address.split(".");
   const half6 = account.network6.address.replace(/::$/, "");
   return Array.from({ length: count }, (_, index) => {
@@ -29,7 +36,7 @@ export function createPeers(account: Pick<Account, "network" | "network6">, coun
     const name = `host-${String(index).padStart(5, "0")}`;
     return {
       id: randomUUID(),
-      key: PublicKey.fromBytes(randomBytes(32)),
+      key: keyOf(index),
       name,
       dnsLabel: name,
       extraLabels: [],
@@ -46,10 +53,14 @@ export function createPeers(account: Pick<Account, "network" | "network6">, coun
 }
 
 /** Puts `count` peers into a server's store, one transaction; the server reads them when it starts. */
-export async function fillStore(path: string, count: number): Promise<void> {
+export async function fillStore(
+  path: string,
+  count: number,
+  keyOf?: (index: number) => PublicKey,
+): Promise<readonly Peer[]> {
   await using store = await ManagementStore.open({ clock: systemClock }, { path });
   const account = await store.loadAccount();
-  const peers = createPeers(account, count);
+  const peers = createPeers(account, count, keyOf);
   const meta = toBinary(PeerSystemMetaSchema, META);
   await store.db.transaction().execute(async (trx) => {
     for (let at = 0; at < peers.length; at += ROWS_PER_INSERT) {
@@ -75,4 +86,5 @@ export async function fillStore(path: string, count: number): Promise<void> {
     }
     await trx.updateTable("accounts").set({ serial: count }).where("id", "=", account.id).execute();
   });
+  return peers;
 }

@@ -1,10 +1,14 @@
 import { setTimeout as sleep } from "node:timers/promises";
+import { SIGNAL_BURST, SIGNAL_RATE } from "#agent/connections/message-budget.ts";
 import { ensurePrivileges } from "../lab/rootless.ts";
 import { WakePair } from "../lab/wake-pair.ts";
 import { type Bench, type BenchResult, quantile } from "./bench.ts";
-import { BigLab, countSleeps } from "./big-lab.ts";
+import { askProbe, BigLab, countSleeps } from "./big-lab.ts";
+import { Crowd } from "./crowd.ts";
 
 const WATCH_MS = 10_000;
+/** Within which a crowd is touched. */
+const TOUCH_MS = 1000;
 /** The issue's bars: resident memory of an idle peer in bytes, main thread of a change, the longest turn of its loop. */
 const MEMORY_BAR = 1500;
 const CHANGE_BAR_MS = 5;
@@ -28,7 +32,7 @@ interface Cost {
  * What peers that sleep cost a real agent on a network of that size: memory, descriptors, timers, times its threads go to
  * sleep in 10 s without traffic (each is a wake-up), the start with a whole map, a map with one peer less, and the wake of one
  * of them. Memory is measured after a collection, when the system has got back what it freed. Descriptors and timers may be
- * as many as the agent with the fewest peers has. The turns of the start are counted from when the daemon listens, in
+ * as many as the agent with the fewest peers has. At last thousands of peers that answer are touched within a second. The turns of the start are counted from when the daemon listens, in
  * processor time: what other programs take from a turn is in the stall beside it.
  */
 export const bench: Bench = async ({ quick, say }) => {
@@ -71,8 +75,35 @@ export const bench: Bench = async ({ quick, say }) => {
       samples: 1,
     },
     { name: `heap per idle peer, ${between}`, unit: "B", perch: slope("heap"), others: {}, samples: 1 },
+    ...(await touchCrowd(quick ? 200 : 2_000, say)),
   ];
 };
+
+/** Sleeping peers that answer for real (ManyEnds), to each of which a program connects, all within TOUCH_MS. */
+async function touchCrowd(count: number, say: (line: string) => void): Promise<BenchResult[]> {
+  say(`${count} peers touched within ${TOUCH_MS} ms`);
+  await using crowd = await Crowd.start(count, count);
+  await askProbe(crowd.agent);
+  const { touch, connected, ends, busiestSecond } = await crowd.touch(TOUCH_MS);
+  const { turnMaxMs, loopMaxMs } = await askProbe(crowd.agent);
+  const times = touch.times.filter((time) => time !== null);
+  const line = (name: string, unit: string, perch: number, bar?: number): BenchResult => ({
+    name: `${count} sleeping peers touched within ${TOUCH_MS} ms: ${name}`,
+    ...{ unit, perch, samples: 1, others: {} },
+    ...(bar !== undefined && { bar }),
+  });
+  return [
+    // Bars are upper ones: what is counted is who is missing.
+    line("programs not connected", "", count - times.length, 0),
+    line("peers not connected", "", count - connected, 0),
+    line("until all are connected", "ms", touch.allMs),
+    line("a program's wait, median", "ms", quantile(times, 0.5)),
+    line("signal messages of the agent", "", ends.messages.length),
+    line("signal messages in the busiest second", "", busiestSecond, SIGNAL_RATE + SIGNAL_BURST),
+    line("longest turn of the loop", "ms", turnMaxMs, STALL_BAR_MS),
+    line("longest stall, with what else runs here", "ms", loopMaxMs),
+  ];
+}
 
 async function measure(peers: number, wakes: number, say: (line: string) => void): Promise<Cost> {
   await using lab = await BigLab.start(peers);

@@ -102,8 +102,10 @@ function familyOf({ address }: Endpoint): 4 | 6 {
 
 /** RFC 1918, RFC 6598 (a provider's NAT), link-local, loopback, and fc00::/7. */
 export function isPrivate(address: IpAddress): boolean {
-  const [a = 0, b = 0] = ipToBytes(address);
-  if (isV6(address)) return (a & 0xfe) === 0xfc || (a === 0xfe && (b & 0xc0) === 0x80);
+  // Asked for all that is remembered with each answer: of IPv4 the text says enough.
+  const isLong = isV6(address);
+  const [a = 0, b = 0] = isLong ? ipToBytes(address) : address.split(".", 2).map(Number);
+  if (isLong) return (a & 0xfe) === 0xfc || (a === 0xfe && (b & 0xc0) === 0x80);
   if (a === 10 || a === 127) return true;
   if (a === 172) return b >= 16 && b < 32;
   if (a === 192) return b === 168;

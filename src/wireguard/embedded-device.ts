@@ -227,12 +227,12 @@ export class EmbeddedDevice implements WireGuardDevice {
 
   injectRelayed(key: PublicKey, datagram: Uint8Array): void {
     const row = this.#peers.get(key);
-    const now = this.#clock.now();
     if (!row || this.#closing) return;
     // Two changes of thread less. Many at once go the way of all others, which notices load.
-    if (isHandshake(datagram) && !this.#isBusy && this.#relayedQuota.take(now))
-      this.#run(this.#handshakes.receive(datagram, { kind: "relay", slot: row.slot }, now, false), {});
-    else this.#plane.injectRelayed(row.slot, datagram);
+    if (!isHandshake(datagram) || this.#isBusy || !this.#relayedQuota.take(this.#clock.now()))
+      return this.#plane.injectRelayed(row.slot, datagram);
+    this.#run(this.#handshakes.receive(datagram, { kind: "relay", slot: row.slot }, this.#clock.now(), false), {});
+    this.#relayedQuota.noteDone(this.#clock.now());
   }
 
   sendDatagram(datagram: Uint8Array, to: Endpoint, from?: Endpoint): void {

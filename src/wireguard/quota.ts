@@ -1,6 +1,6 @@
 import type { Millis } from "#base/time.ts";
 
-/** So many in each stretch of time, counted from the first in it. Pure. */
+/** So many in each stretch of time, counted from the first in it or, where what is taken takes long, from its end. Pure. */
 export class Quota {
   readonly #limit: number;
   readonly #per: Millis;
@@ -21,5 +21,10 @@ export class Quota {
     if (this.#taken === this.#limit) return false;
     this.#taken++;
     return true;
+  }
+
+  /** What was taken is done only now: on a busy machine it may have taken longer than the stretch. */
+  noteDone(now: Millis): void {
+    this.#since = now;
   }
 }

@@ -1,4 +1,4 @@
-import type { networkInterfaces } from "node:os";
+import { networkInterfaces } from "node:os";
 import { create } from "@bufbuild/protobuf";
 import { messageOf } from "#base/errors.ts";
 import { formatPrefix, maskPrefix, type Prefix } from "#base/ip.ts";
@@ -13,6 +13,7 @@ import { isHandshake } from "#relay/protocol/messages.ts";
 import type { SignalClient } from "#signal/client/signal-client.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
 import { ConnectionManager } from "../connections/connection-manager.ts";
+import { PacedClock } from "../connections/paced-clock.ts";
 import type { TimelineEntry } from "../control.ts";
 import type { NameSink } from "../dns/name-service.ts";
 import { AgentError } from "../errors.ts";
@@ -33,6 +34,7 @@ import {
 } from "./network-map.ts";
 import { type NetworkChange, NetworkWatch } from "./network-watch.ts";
 import { createDifference, type MapDifference, PeerBook } from "./peer-book.ts";
+import { RecentInterfaces } from "./recent-interfaces.ts";
 
 export interface EngineDeps {
   readonly clock: Clock;
@@ -81,6 +83,7 @@ export class Engine {
   #model: NetworkModel = EMPTY_MODEL;
   readonly #book: PeerBook;
   readonly #hostRoutes = new HostRoutes();
+  readonly #interfaces: RecentInterfaces;
   /** Groups, forwards and routes of the model are not applied yet. */
   #headChanged = false;
   #held: PerchHeldMap = create(PerchHeldMapSchema);
@@ -98,7 +101,9 @@ export class Engine {
     this.#hostRoutes.setRanges(overlayRanges(options.own), []);
     this.#localLazy = options.lazy;
     this.#firewall = new Firewall(deps, options.own);
-    this.direct = new DirectPaths(deps, {
+    this.#interfaces = new RecentInterfaces(deps.clock, deps.interfaces ?? networkInterfaces);
+    const direct = { ...deps, clock: new PacedClock(deps.clock), interfaces: () => this.#interfaces.read() };
+    this.direct = new DirectPaths(direct, {
       allowed: !options.forceRelay,
       overlay: overlayRanges(options.own),
       improved: (reason) => this.connections.searchAgain(reason),
@@ -345,6 +350,7 @@ export class Engine {
 
   #networkChanged(change: NetworkChange): void {
     this.#deps.log.info("the local network changed", { change });
+    this.#interfaces.forget();
     if (change === "added") return this.direct.addressesAdded();
     this.#deps.management.reconnect();
     this.#deps.signal.noteNetworkChange();

@@ -1,6 +1,6 @@
-import type { networkInterfaces } from "node:os";
+import { networkInterfaces } from "node:os";
 import type { Endpoint, IpAddress, Prefix } from "#base/ip.ts";
-import { prefixContains, sameEndpoint } from "#base/ip.ts";
+import { prefixContains } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Millis } from "#base/time.ts";
@@ -86,6 +86,8 @@ export class DirectPaths {
   readonly #sessions = new Set<OpenSession>();
   readonly #memory: SearchMemory;
   readonly #improved: (reason: string) => void;
+  /** What was read of `interfaces` last, and the addresses in it that peers could use. */
+  #seen: { readonly interfaces: unknown; readonly addresses: ReadonlySet<IpAddress> } | undefined;
   /** No STUN server answered when they were asked last. */
   #wasSilent = false;
   #probedAt: Millis = Number.NEGATIVE_INFINITY;
@@ -101,7 +103,7 @@ export class DirectPaths {
     this.#improved = options.improved ?? (() => {});
     this.#mapping = new MappingObserver({
       clock: deps.clock,
-      isOwn: (mapped) => this.#hosts("").some(({ endpoint }) => sameEndpoint(endpoint, mapped)),
+      isOwn: ({ address, port }) => port === deps.device.listenPort && this.#addresses().has(address),
     });
     this.#cache.events.on("answered", ({ server, mapped }) => {
       this.#mapping.note(server, mapped, "server");
@@ -295,7 +297,7 @@ export class DirectPaths {
 
   /** What tells the network we are in from others, for the memory of searches; made of what is known already. */
   #network(): string {
-    const addresses = this.#hosts("").map(({ endpoint }) => endpoint.address);
+    const addresses = [...this.#addresses()];
     for (const server of this.#servers) {
       const mapped = this.#cache.lastKnown(server);
       if (mapped) addresses.push(mapped.address);
@@ -337,15 +339,29 @@ export class DirectPaths {
     return reports.some(({ silentAt }) => silentAt !== undefined) ? "silent" : "unknown";
   }
 
+  /** Asked with every answer to a check: candidates are made of the same interfaces only once. */
+  #addresses(): ReadonlySet<IpAddress> {
+    const interfaces = this.#interfaces();
+    if (this.#seen?.interfaces !== interfaces) {
+      const addresses = new Set(this.#hosts("").map(({ endpoint }) => endpoint.address));
+      this.#seen = { interfaces, addresses };
+    }
+    return this.#seen.addresses;
+  }
+
   #hosts(ufrag: string): Candidate[] {
-    const { device, interfaces } = this.#deps;
+    const { device } = this.#deps;
     return gatherHostCandidates({
       port: device.listenPort,
       ufrag,
       ownInterfaces: [device.interfaceName],
       overlay: this.#overlay,
-      ...(interfaces && { interfaces: interfaces() }),
+      interfaces: this.#interfaces(),
     });
+  }
+
+  #interfaces(): ReturnType<typeof networkInterfaces> {
+    return (this.#deps.interfaces ?? networkInterfaces)();
   }
 
   #isOverlay(address: IpAddress): boolean {

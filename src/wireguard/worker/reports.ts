@@ -6,9 +6,18 @@ import type { DataPlaneEvents, PlaneSource } from "./plane-events.ts";
 import { FAMILY_RELAY, HANDSHAKE_REASONS, RecordField, Report } from "./records.ts";
 import type { Ring } from "./ring.ts";
 
-/** Main's end of a ring from the worker: turns up to `limit` records into events. Returns true when more wait. */
-export function emitReports(ring: Ring, events: Emitter<DataPlaneEvents>, limit: number): boolean {
+/**
+ * Main's end of a ring from the worker: turns up to `limit` records into events, at least one, and no more once the turn `isOver`.
+ * Returns true when more wait.
+ */
+export function emitReports(
+  ring: Ring,
+  events: Emitter<DataPlaneEvents>,
+  limit: number,
+  isOver: () => boolean = () => false,
+): boolean {
   for (let count = 0; count < limit; count++) {
+    if (count > 0 && isOver()) return true;
     const at = ring.next();
     if (at < 0) return false;
     const emit = parseReport(ring, at, events);

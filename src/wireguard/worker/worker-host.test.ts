@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { EventEmitter } from "node:events";
 import { test } from "node:test";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { Emitter } from "#base/emitter.ts";
 import { createLogger } from "#base/log.ts";
 import { FAULT_WINDOW, FAULTS_MAX, FaultBudget } from "./fault-budget.ts";
@@ -87,6 +88,7 @@ function setUp() {
   });
   return {
     host,
+    events,
     threads,
     told,
     log,
@@ -120,6 +122,39 @@ test("a worker that dies is replaced: what it had said is heard, the next one is
   assert.equal(told.at(-1), "silent 7");
   assert.equal(host.restarts, 1);
   assert.deepEqual(log, ["error data worker died, another takes over: boom", "info data worker runs again: "]);
+});
+
+test("what takes long is left to the next turn, and whoever says that more came does not begin it early", async () => {
+  const { events, advance, told, latest } = setUp();
+  latest().ready();
+  events.on("silent", () => advance(3));
+  for (const slot of [1, 2, 3, 4, 5]) latest().report(Report.silent, slot);
+  latest().emit("message", 0);
+  assert.deepEqual(told, ["silent 1", "silent 2"]);
+  latest().report(Report.silent, 6);
+  latest().emit("message", 0);
+  assert.equal(told.length, 2);
+  await nextTurn();
+  assert.equal(told.length, 4);
+  await nextTurn();
+  assert.deepEqual(
+    told,
+    [1, 2, 3, 4, 5, 6].map((slot) => `silent ${slot}`),
+  );
+});
+
+test("a worker that takes over is heard although the last one had more to say", async () => {
+  const { events, advance, told, latest } = setUp();
+  latest().ready();
+  events.on("silent", () => advance(9));
+  for (const slot of [1, 2]) latest().report(Report.silent, slot);
+  latest().emit("message", 0);
+  latest().fault("boom");
+  latest().ready();
+  latest().report(Report.silent, 3);
+  latest().emit("message", 0);
+  await nextTurn();
+  assert.deepEqual(told, ["silent 1", "silent 2", "restore: boom", "silent 3"]);
 });
 
 test("the late word of a dead worker is nobody's", () => {

@@ -1,5 +1,6 @@
 import type { Emitter } from "#base/emitter.ts";
 import type { Logger } from "#base/log.ts";
+import type { Millis } from "#base/time.ts";
 import type { CommandSender } from "./commands.ts";
 import { DataPlaneError } from "./data-plane-error.ts";
 import { FAULT_WINDOW, FAULTS_MAX, FaultBudget } from "./fault-budget.ts";
@@ -10,8 +11,10 @@ import { ControlWord } from "./worker-start.ts";
 
 /** Handshake and STUN messages handled before other work of the main thread gets its turn. */
 const DATAGRAMS_PER_TURN = 64;
-/** The same for what is small and without a listener that works long. */
+/** The same for events, most of which are small. */
 const EVENTS_PER_TURN = 256;
+/** What is not handled after so long is left to the next turn: of many peers that connect, each event may take a millisecond. */
+const TURN_BUDGET: Millis = 5;
 /**
  * Relayed datagrams taken before the relay's connection may write: less than it queues (256 KiB), for what it cannot queue
  * it drops.
@@ -56,6 +59,8 @@ export class WorkerHost {
   #restarts = 0;
   #ready = false;
   #stopping = false;
+  /** The rings are looked at again in this turn of the event loop, or the next. */
+  #isDue = false;
   #ended = false;
 
   constructor(deps: WorkerHostDeps) {
@@ -112,7 +117,9 @@ export class WorkerHost {
       setUp(),
       {
         ready: (_, features) => this.#noteReady(features),
-        filled: () => this.#drain(life),
+        filled: () => {
+          if (!this.#isDue) this.#drain(life);
+        },
         ended: (_, end) => this.#noteEnd(life, end),
       },
       spawn,
@@ -178,16 +185,23 @@ export class WorkerHost {
   /** Reads what the worker wrote, a bounded number of each kind in a turn of the event loop. */
   #drain(life: WorkerLife): void {
     if (this.#ended || life !== this.#life) return;
-    const { events } = this.#deps;
+    const { events, now } = this.#deps;
     life.commands.flush();
-    const moreEvents = emitReports(life.events, events, EVENTS_PER_TURN);
+    const until = now() + TURN_BUDGET;
+    const isOver = (): boolean => now() >= until;
+    const moreEvents = emitReports(life.events, events, EVENTS_PER_TURN, isOver);
     const moreRelayed = emitRelayed(life.relay, events, RELAYED_PER_TURN);
-    const moreDatagrams = emitReports(life.datagrams, events, DATAGRAMS_PER_TURN);
+    const moreDatagrams = emitReports(life.datagrams, events, DATAGRAMS_PER_TURN, isOver);
     this.#deps.filled();
     const left = moreEvents || moreRelayed || moreDatagrams;
     // Each ring announces sleep by itself: one that got something in the meantime is looked at again.
     const asleep = [life.events, life.relay, life.datagrams].map((ring) => ring.sleepUnlessFilled());
-    if (left || asleep.includes(false)) setImmediate(() => this.#drain(life));
+    if (!left && !asleep.includes(false)) return;
+    this.#isDue = true;
+    setImmediate(() => {
+      this.#isDue = false;
+      this.#drain(this.#life);
+    });
   }
 
   /** What a dead worker had published: facts that hold without it. The rings bound it. */
