@@ -8,7 +8,14 @@ import { createDaemonClient, type DaemonClient } from "#agent/daemon/daemon-clie
 import { AgentState } from "#gen/daemon_pb.ts";
 import { createLab, type Lab } from "../../lab/lab.ts";
 import { LabAgent, PerchNetwork, waitFor } from "../../lab/perch-network.ts";
-import { type HostState, programsOn, readHostState, readResolver, strayFiles } from "./crash-clean/host-state.ts";
+import {
+  type HostState,
+  programsOn,
+  type ResolverState,
+  readHostState,
+  readResolver,
+  strayFiles,
+} from "./crash-clean/host-state.ts";
 import { describeMoment, drawMoments, type Moment, MomentWatch } from "./crash-clean/moments.ts";
 import { OwnEtcHost } from "./crash-clean/own-etc-host.ts";
 
@@ -165,7 +172,7 @@ describe("a machine after a crash", { skip: !isRoot && "needs root: an /etc of i
         const { address } = network.agent("birch");
         box.exec("ping", ["-n", "-c", "1", "-W", "3", address]).catch(ignore);
         if (rewrittenMs !== undefined) {
-          box.rewriteResolver(`${foreign(moment)}# again\n`);
+          box.rewriteResolver(rewritten(moment));
           await sleep(rewrittenMs);
         }
         break;
@@ -202,10 +209,14 @@ describe("a machine after a crash", { skip: !isRoot && "needs root: an /etc of i
   /** The machine as it should be again: as before, but for what somebody else wrote meanwhile. */
   function expected(untouched: HostState, moment: Moment): HostState {
     if (moment.rewrittenMs === undefined) return untouched;
-    const { resolver } = untouched;
-    const now = { kind: "file", text: `${foreign(moment)}# again\n` } as const;
-    const kept = resolver.kind === "file" && moment.shape === "mounted" ? resolver : { mode: "644", owner: "0:0" };
-    return { ...untouched, resolver: { ...now, mode: kept.mode, owner: kept.owner, modifiedAt: 0 } };
+    const { resolver, etc } = untouched;
+    const isSameFile = resolver.kind === "file" && moment.shape === "mounted";
+    const { mode, owner } = isSameFile ? resolver : { mode: "644", owner: "0:0" };
+    return {
+      ...untouched,
+      resolver: { kind: "file", text: rewritten(moment), mode, owner, modifiedAt: 0 },
+      etc: [...new Set([...etc, "resolv.conf"])].sort(),
+    };
   }
 
   async function recover({ recovery }: Moment): Promise<void> {
@@ -233,10 +244,12 @@ describe("a machine after a crash", { skip: !isRoot && "needs root: an /etc of i
     await recover(moment);
     await waitFor(async () => programsOn(box).length === 0, "no programs", 5000).catch(ignore);
     assert.deepEqual(programsOn(box), [], "programs left");
-    assert.deepEqual(
-      moment.rewrittenMs === undefined ? await readHostState(box) : withoutTime(await readHostState(box)),
-      wanted,
-    );
+    const now = await readHostState(box);
+    for (const [question, answer] of Object.entries(wanted.network))
+      assert.deepEqual(now.network[question], answer, question);
+    assert.deepEqual(changesOf(wanted.settings, now.settings), [], "settings");
+    assert.deepEqual(moment.rewrittenMs === undefined ? now.resolver : withoutTime(now.resolver), wanted.resolver);
+    assert.deepEqual(now.etc, wanted.etc);
     assert.deepEqual(left(), [], "files left");
   }
 
@@ -265,12 +278,23 @@ describe("a machine after a crash", { skip: !isRoot && "needs root: an /etc of i
 });
 
 /** Somebody else's file is as old as that says. */
-function withoutTime(state: HostState): HostState {
-  return state.resolver.kind === "file" ? { ...state, resolver: { ...state.resolver, modifiedAt: 0 } } : state;
+function withoutTime(resolver: ResolverState): ResolverState {
+  return resolver.kind === "file" ? { ...resolver, modifiedAt: 0 } : resolver;
+}
+
+function changesOf(then: HostState["settings"], now: HostState["settings"]): string[] {
+  const names = new Set([...Object.keys(then), ...Object.keys(now)]);
+  return [...names].flatMap((name) =>
+    then[name] === now[name] ? [] : [`${name}: ${then[name]} before, now ${now[name]}`],
+  );
 }
 
 function foreign({ index }: Moment): string {
   return `# by hand ${index}\nnameserver 192.0.2.${(index % 250) + 1}\nsearch lab.example\noptions timeout:1 attempts:1\n`;
+}
+
+function rewritten(moment: Moment): string {
+  return `${foreign(moment)}# again\n`;
 }
 
 async function kill(child: ChildProcess): Promise<void> {

@@ -79,3 +79,36 @@ test("one route that cannot be made does not keep the others from being made", {
   assert.match(out, /^1 /);
   assert.match(out, /10\.1\.0\.0\/16.*\n.*10\.3\.0\.0\/16/);
 });
+
+test("a route of another agent to the same network stays, is said to be there, and makes room when it goes", {
+  skip: !root && "needs root",
+}, () => {
+  const out = inNamespace(`${prelude}
+    show("link", "add", "t2", "type", "veth", "peer", "name", "t3"); show("link", "set", "t3", "up");
+    const other = new TunnelInterface("t2");
+    const routes = p("10.1.0.0/16", "fd09::/48");
+    console.log(JSON.stringify(await other.apply(p("100.91.1.2/16", "fd00:2::2/64"), routes)));
+    console.log(JSON.stringify(await tunnel.apply(p("100.90.1.2/16", "fd00:1::2/64"), routes)));
+    const count = () => ["t0", "t2"].map((name) => [show("route", "show", "10.1.0.0/16", "dev", name), show("-6", "route", "show", "fd09::/48", "dev", name)].filter(Boolean).length);
+    console.log(JSON.stringify(count()));
+    await tunnel.apply(p("100.90.1.2/16", "fd00:1::2/64"), []);
+    console.log(JSON.stringify(count()));
+    await tunnel.apply(p("100.90.1.2/16", "fd00:1::2/64"), routes);
+    await other.apply(p("100.91.1.2/16", "fd00:2::2/64"), []);
+    console.log(JSON.stringify([await tunnel.apply(p("100.90.1.2/16", "fd00:1::2/64"), routes), count()]));
+  `);
+  const [first, second, both, without, after] = out
+    .trim()
+    .split("\n")
+    .map((line) => JSON.parse(line) as unknown);
+  assert.deepEqual(first, []);
+  assert.match(String(second), /10\.1\.0\.0\/16 dev t0 .*exists.*fd09::\/48 dev t0 .*exists/i);
+  assert.deepEqual(
+    [both, without, after],
+    [
+      [0, 2],
+      [0, 2],
+      [[], [2, 0]],
+    ],
+  );
+});

@@ -65,7 +65,7 @@ export class TunnelInterface {
     }
     if (this.#addresses.size === 0) needed.push(`link set ${this.#name} up`);
     for (const text of wantedRoutes.keys()) {
-      if (!this.#routes.has(text)) wished.set(this.#route("replace", text), () => this.#routes.delete(text));
+      if (!this.#routes.has(text)) wished.set(this.#route("add", text), () => this.#routes.delete(text));
     }
     await run(removals);
     const [failure] = await run(needed);
@@ -77,7 +77,8 @@ export class TunnelInterface {
     return problems.map(({ line, reason }) => `ip ${line}: ${reason}`);
   }
 
-  #route(verb: "replace" | "del", text: string): string {
+  /** Not `replace`: that would take the route of another agent on this machine away, and nobody would put it back. */
+  #route(verb: "add" | "del", text: string): string {
     return `route ${verb} ${text} dev ${this.#name} metric ${ROUTE_METRIC}`;
   }
 }
