@@ -28,6 +28,8 @@ const MARK = "# Written by Perch";
 const SERVERS_MAX = 3;
 const SEARCH_MAX = 32;
 const SEARCH_MAX_BYTES = 256;
+/** A writer that never ends is not waited for longer. */
+const SETTLES_MAX = 10;
 /** Ours comes before the others on purpose. */
 const UNWANTED_OPTIONS: ReadonlySet<string> = new Set(["rotate"]);
 
@@ -124,6 +126,8 @@ export class ResolvConfFile implements HostResolver {
   #watch: FileWatch | undefined;
   /** Somebody may have written: looked at when this fires. */
   #look: Timer | undefined;
+  /** When the first of what is not looked at yet came. */
+  #stirredAt: Millis | undefined;
   /** Somebody has written: ours is put in again when this fires. */
   #put: Timer | undefined;
 
@@ -205,26 +209,35 @@ export class ResolvConfFile implements HostResolver {
   #follow(): void {
     const { watch = watchFiles, log } = this.#deps;
     this.#watch ??= watch(
-      () => this.#lookSoon(this.#policy.settle),
+      () => this.#lookSoon(),
       (error) => log.warn("it is not noticed when another program writes the resolver file", { err: messageOf(error) }),
     );
     this.#watch.follow(this.#target === undefined ? [this.#path] : [this.#path, this.#target]);
     // Whatever came before the watch did.
-    if (this.#isRewritten() || this.#isTargetOther()) this.#lookSoon(this.#policy.settle);
+    if (this.#isRewritten() || this.#isTargetOther()) this.#lookSoon();
   }
 
-  /** When nothing happened for this long. */
-  #lookSoon(delay: Millis): void {
+  /** When nothing happened for a while, or something for long. */
+  #lookSoon(): void {
     if (!this.#names) return;
+    const { clock } = this.#deps;
+    const { settle } = this.#policy;
+    const now = clock.now();
     this.#look?.cancel();
-    this.#look = this.#deps.clock.after(delay, () => this.#lookNow());
+    this.#stirredAt ??= now;
+    const delay = Math.min(settle, this.#stirredAt + SETTLES_MAX * settle - now);
+    this.#look = clock.after(delay, () => this.#lookNow());
   }
 
   #lookNow(): void {
     this.#look = undefined;
+    this.#stirredAt = undefined;
     if (!this.#names || this.#put) return;
-    if (this.#isRewritten()) this.#answer();
-    else if (this.#isTargetOther()) this.#putAgain();
+    if (this.#isRewritten()) return this.#answer();
+    if (!this.#isTargetOther()) return;
+    const { clock } = this.#deps;
+    const now = clock.now();
+    this.#put = clock.after(this.#guard.nextPut(now) - now, () => this.#putAgain());
   }
 
   /** Ours is put in again, now or later. */
@@ -280,6 +293,7 @@ export class ResolvConfFile implements HostResolver {
     this.#put?.cancel();
     this.#look = undefined;
     this.#put = undefined;
+    this.#stirredAt = undefined;
   }
 
   #originalText(): string {

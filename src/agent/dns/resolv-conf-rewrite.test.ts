@@ -175,6 +175,19 @@ describe("a resolver file that another program rewrites while ours is there", ()
     assert.equal(clock.pending, 0);
   });
 
+  test("a writer that never comes to an end is not waited for", async () => {
+    writeFileSync(path, THEIRS);
+    await file.apply(names);
+    clock.advance(60_000);
+    let times = 0;
+    while (!isOurs() || times === 0) {
+      rewrite(`nameserver 192.0.2.${++times}\n`);
+      clock.advance(settle - 1);
+      assert.ok(times < 20);
+    }
+    assert.equal(times, 11);
+  });
+
   test("another agent's file is not taken back, and said to be another agent's", async () => {
     writeFileSync(path, THEIRS);
     await file.apply(names);
@@ -192,9 +205,14 @@ describe("a resolver file that another program rewrites while ours is there", ()
     symlinkSync("managed.conf", path);
     await file.apply(names);
     assert.deepEqual([followed, serversAsked()], [[path, target], []]);
-    writeFileSync(target, "nameserver 192.0.2.7\n");
-    tell();
-    clock.advance(settle);
+    clock.advance(60_000);
+    for (const server of ["192.0.2.6", "192.0.2.7"]) {
+      writeFileSync(target, `nameserver ${server}\n`);
+      tell();
+      clock.advance(settle);
+    }
+    assert.deepEqual(serversAsked(), ["192.0.2.6"], "not twice in a pause");
+    clock.advance(pause);
     assert.ok(isOurs());
     assert.deepEqual(serversAsked(), ["192.0.2.7"]);
     assert.match(readFileSync(path, "utf8"), /nameserver 192\.0\.2\.7/);

@@ -2,7 +2,7 @@ import type { Millis } from "#base/time.ts";
 
 /** How another program that writes our file is answered. */
 export interface RewritePolicy {
-  /** A writer has finished when nothing happened for so long. */
+  /** A writer has finished when nothing happened for so long; ten times as long is waited for one that goes on and on. */
   readonly settle: Millis;
   /** A file that is absent or empty gets so much more time: some programs remove it first. */
   readonly emptyGrace: Millis;
@@ -47,10 +47,15 @@ export class RewriteGuard {
 
   /** Another program's content was found in the place of ours; once for each time that ours was put in. */
   noteRewritten(now: Millis): RewriteAnswer {
-    const { pause, rewritings, window, truce } = this.#policy;
+    const { rewritings, window, truce } = this.#policy;
     this.#rewritings = [...this.#rewritings.filter((at) => now - at < window), now];
-    if (this.#rewritings.length < rewritings) return { at: Math.max(now, this.#lastPut + pause), isFight: false };
+    if (this.#rewritings.length < rewritings) return { at: this.nextPut(now), isFight: false };
     return { at: now + truce, isFight: true };
+  }
+
+  /** When ours may be put in at the earliest, whatever the reason. */
+  nextPut(now: Millis): Millis {
+    return Math.max(now, this.#lastPut + this.#policy.pause);
   }
 
   /** Ours is in its place. */

@@ -34,7 +34,8 @@ const QUESTIONS = [
   "ip -j -4 rule",
   "ip -j -6 rule",
   "nft -j list ruleset",
-  "cat /proc/net/udp /proc/net/udp6 /proc/net/tcp /proc/net/tcp6 | awk '{ print $2, $3, $4 }' | grep -v ' 06$' | sort",
+  // Who listens, or may be sent to; connections that the kernel still ends for a dead process are its own.
+  "cat /proc/net/udp /proc/net/udp6 /proc/net/tcp /proc/net/tcp6 | awk '$4 ~ /^(07|0A)$/ { print $2, $3, $4 }' | sort",
 ];
 /** Values that change by themselves. */
 const RESTLESS = /nf_conntrack_count|tcp_fastopen_key/;
