@@ -26,7 +26,6 @@ const PERCH = resolve(import.meta.dirname, "../../bin/perch");
 /** Files of an agent that was up once. */
 const KEPT: ReadonlySet<string> = new Set([
   "daemon.log",
-  "foreground.log",
   "state/",
   "state/handshake-timestamp",
   "state/private.key",
@@ -121,31 +120,8 @@ describe("a machine after a crash", { skip: !isRoot && "needs root: an /etc of i
     for await (const _ of client.up({ flags: {}, environment: {} }));
   }
 
-  function spawnForeground(): ChildProcess {
-    return box.spawn(
-      PERCH,
-      ["up", "-F", "--daemon-addr", agent.daemonAddr, "--state-dir", join(agent.directory, "state")],
-      { stdio: "ignore" },
-    );
-  }
-
-  const clean = () =>
-    box.exec(PERCH, [
-      "state",
-      "clean",
-      "--state-dir",
-      join(agent.directory, "state"),
-      "--daemon-addr",
-      agent.daemonAddr,
-    ]);
-
-  function spawnClean(): ChildProcess {
-    return box.spawn(
-      PERCH,
-      ["state", "clean", "--state-dir", join(agent.directory, "state"), "--daemon-addr", agent.daemonAddr],
-      { stdio: "ignore" },
-    );
-  }
+  const place = (): string[] => ["--daemon-addr", agent.daemonAddr, "--state-dir", join(agent.directory, "state")];
+  const spawnPerch = (...args: string[]): ChildProcess => box.spawn(PERCH, [...args, ...place()], { stdio: "ignore" });
 
   /** Brings the agent into the phase, waits for the moment and kills it there. */
   async function crash(moment: Moment): Promise<void> {
@@ -163,7 +139,7 @@ describe("a machine after a crash", { skip: !isRoot && "needs root: an /etc of i
         agent.startDaemon();
         break;
       case "foreground":
-        child = spawnForeground();
+        child = spawnPerch("up", "-F");
         break;
       case "coming-up":
         callUp().catch(ignore);
@@ -184,7 +160,7 @@ describe("a machine after a crash", { skip: !isRoot && "needs root: an /etc of i
         process.kill(agent.pid!, "SIGTERM");
         break;
       case "mending":
-        if (moment.recovery === "clean") child = spawnClean();
+        if (moment.recovery === "clean") child = spawnPerch("state", "clean");
         else agent.startDaemon();
         break;
     }
@@ -221,7 +197,7 @@ describe("a machine after a crash", { skip: !isRoot && "needs root: an /etc of i
 
   async function recover({ recovery }: Moment): Promise<void> {
     if (recovery === "clean") {
-      const { code, stderr } = await clean();
+      const { code, stderr } = await box.exec(PERCH, ["state", "clean", ...place()]);
       assert.equal(code, 0, stderr);
       return;
     }
