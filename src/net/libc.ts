@@ -24,6 +24,7 @@ export interface Libc {
   /** Writes the two descriptors as 32-bit integers. */
   socketpair(family: number, type: number, protocol: number, pair: Address): number;
   bind(fd: number, address: Address, bytes: number): number;
+  connect(fd: number, address: Address, bytes: number): number;
   getsockname(fd: number, address: Address, bytes: Address): number;
   setsockopt(fd: number, level: number, name: number, value: Address, bytes: number): number;
   getsockopt(fd: number, level: number, name: number, value: Address, bytes: Address): number;
@@ -126,6 +127,7 @@ export function libc(): Libc {
     socket: bind("socket", "int", ["int", "int", "int"]),
     socketpair: bind("socketpair", "int", ["int", "int", "int", "void *"]),
     bind: bind("bind", "int", ["int", "void *", "uint"]),
+    connect: bind("connect", "int", ["int", "void *", "uint"]),
     getsockname: bind("getsockname", "int", ["int", "void *", "void *"]),
     setsockopt: bind("setsockopt", "int", ["int", "int", "int", "void *", "uint"]),
     getsockopt: bind("getsockopt", "int", ["int", "int", "int", "void *", "void *"]),
