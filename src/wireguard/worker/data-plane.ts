@@ -146,7 +146,7 @@ export class DataPlane implements AsyncDisposable {
       control,
       log: log.with({ interface: tun.name }),
       now: () => performance.now(),
-      wake: once(() => void libc().write(eventFd, EVENT_ONE, 8)),
+      wake: () => void libc().write(eventFd, EVENT_ONE, 8),
       filled: () => own.capture?.filled(),
       setUp: () => ({
         tunFd: tun.fd,
@@ -449,19 +449,6 @@ function sendCapture(commands: CommandSender, capture: CaptureTarget | undefined
 
 function addArgument({ asleep, keepalive = 0 }: { readonly asleep: boolean; readonly keepalive?: number }): number {
   return ((asleep ? ADD_ASLEEP : 0) | keepalive) >>> 0;
-}
-
-/** Once, when the callback that runs is over: each of the commands that it gives would cost a system call and a change of thread. */
-function once(act: () => void): () => void {
-  let isDue = false;
-  return () => {
-    if (isDue) return;
-    isDue = true;
-    queueMicrotask(() => {
-      isDue = false;
-      act();
-    });
-  };
 }
 
 const EVENT_ONE = new BigUint64Array([1n]);

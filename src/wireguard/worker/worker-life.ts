@@ -49,7 +49,7 @@ export class WorkerLife {
   #thread: DataThread | undefined;
 
   constructor(wake: () => void) {
-    this.commands = new CommandSender(this.#commandRing, wake);
+    this.commands = new CommandSender(this.#commandRing, once(wake));
   }
 
   /** Starts the thread; commands sent before are the first that it finds. */
@@ -90,4 +90,17 @@ export function spawnWorker(start: WorkerStart): DataThread {
   } catch (cause) {
     throw new DataPlaneError("worker-failed", `the data worker does not start: ${messageOf(cause)}`, { cause });
   }
+}
+
+/** Once, when the callback that runs is over: each of the commands that it gives would cost a system call and a change of thread. */
+function once(act: () => void): () => void {
+  let isDue = false;
+  return () => {
+    if (isDue) return;
+    isDue = true;
+    queueMicrotask(() => {
+      isDue = false;
+      act();
+    });
+  };
 }
