@@ -1,4 +1,5 @@
 import type { networkInterfaces } from "node:os";
+import { NameService } from "#agent/dns/name-service.ts";
 import { Engine, type EngineDeps } from "#agent/engine/engine.ts";
 import { Emitter } from "#base/emitter.ts";
 import { parsePrefix } from "#base/ip.ts";
@@ -39,7 +40,7 @@ export interface LoneAgent {
 }
 
 /**
- * Everything of an agent that runs on the main thread, for a network of any size: real engine, connections, device and
+ * Everything of an agent that runs on the main thread, for a network of any size: real engine, connections, names, device and
  * relay client, in which the data worker, signal and the system are replaced by ones that only count.
  */
 export function createLoneAgent(clock: Clock): LoneAgent {
@@ -75,13 +76,32 @@ export function createLoneAgent(clock: Clock): LoneAgent {
       return { delivered: true };
     },
   };
-  const engine = new Engine(
+  const own = {
+    address: parsePrefix("100.70.0.1/16"),
+    address6: parsePrefix("fd12:3456:789a:bcde::1/64"),
+    fqdn: "me.perch.test",
+    lazy: true,
+  };
+  const names = new NameService(
+    {
+      clock,
+      log: silentLogger,
+      wake: (peer, name, act) => engine.connections.wakeByName(peer, name, act),
+      changed: () => {},
+      chooseHost: async () => ({ kind: "none", reason: "a lone agent has no host" }),
+    },
+    // The table only: no socket, and nobody who is told.
+    { ownKey: key.publicKey, interfaceName: "perch0", enabled: false, wakes: true },
+    own,
+  );
+  const engine: Engine = new Engine(
     {
       clock,
       log: silentLogger,
       device,
       signal,
       relay,
+      names,
       tunnel: { apply: async () => [] },
       management: { reconnect() {} },
       changed: () => {},
@@ -89,12 +109,7 @@ export function createLoneAgent(clock: Clock): LoneAgent {
     } as unknown as EngineDeps,
     {
       ownKey: key.publicKey,
-      own: {
-        address: parsePrefix("100.70.0.1/16"),
-        address6: parsePrefix("fd12:3456:789a:bcde::1/64"),
-        fqdn: "me.perch.test",
-        lazy: true,
-      },
+      own,
       presharedKey: undefined,
       lazy: undefined,
       inactivityThreshold: 15 * 60_000,
@@ -106,6 +121,7 @@ export function createLoneAgent(clock: Clock): LoneAgent {
     engine.close();
     void device.close();
     void relay.close();
+    void names.close();
   };
   return { engine, device, events, key, sent, commands, close };
 }

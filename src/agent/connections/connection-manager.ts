@@ -4,7 +4,7 @@ import { type Body, Body_Type } from "#gen/signal_pb.ts";
 import type { DeviceEvents, WireGuardDevice } from "#wireguard/device.ts";
 import { AgentError } from "../errors.ts";
 import { PeerConnection, type PeerDeps, type PeerInfo } from "../peer/peer-connection.ts";
-import { decideLazy, type LazyDecision } from "./lazy/policy.ts";
+import { decideLazy, LAZY, type LazyDecision } from "./lazy/policy.ts";
 import { CALLBACKS_PER_TURN, PacedClock } from "./paced-clock.ts";
 import { Sleeper } from "./sleeper.ts";
 import { WakeAdmission, type WakeOrder, type WakeStatus } from "./wake-admission.ts";
@@ -28,12 +28,6 @@ export interface ConnectionManagerOptions {
   readonly pinned: ReadonlySet<PublicKey>;
 }
 
-/** A peer of the map as the manager keeps it. */
-interface Member {
-  readonly connection: PeerConnection;
-  decision: LazyDecision;
-}
-
 /**
  * Who is lazy, permanent, awake: the one place that decides about connections. It turns what the device, signal and
  * relay report into events of the peers, and has wakes admitted (WakeAdmission) and sleep decided (Sleeper). Every call
@@ -43,7 +37,9 @@ export class ConnectionManager {
   readonly #deps: ConnectionManagerDeps;
   /** As `#deps`, with signal messages counted. */
   readonly #peerDeps: PeerDeps;
-  readonly #members = new Map<PublicKey, Member>();
+  readonly #connections = new Map<PublicKey, PeerConnection>();
+  /** Of those that are not simply lazy: in a large network nearly all are. */
+  readonly #decisions = new Map<PublicKey, LazyDecision>();
   readonly #awake = new Set<PeerConnection>();
   readonly #sleeper: Sleeper;
   readonly #wakes: WakeAdmission;
@@ -68,7 +64,7 @@ export class ConnectionManager {
         find: (key) => this.find(key),
         isLazy: (key) => this.decisionOf(key).lazy,
         matesOf: (key) => this.#groupMates(key),
-        sleep: (key, reason) => this.#putToSleep(this.#member(key), reason),
+        sleep: (key, reason) => this.#putToSleep(this.#known(key), reason),
         post: (key, event) => this.#post(key, event),
       },
       options.inactivityThreshold,
@@ -103,7 +99,7 @@ export class ConnectionManager {
   }
 
   get peers(): Iterable<PeerConnection> {
-    return this.#members.values().map((member) => member.connection);
+    return this.#connections.values();
   }
 
   /** Those that do not sleep, few where most peers are lazy. */
@@ -112,7 +108,7 @@ export class ConnectionManager {
   }
 
   get size(): number {
-    return this.#members.size;
+    return this.#connections.size;
   }
 
   get lazy(): boolean {
@@ -134,11 +130,12 @@ export class ConnectionManager {
   }
 
   find(key: PublicKey): PeerConnection | undefined {
-    return this.#members.get(key)?.connection;
+    return this.#connections.get(key);
   }
 
   decisionOf(key: PublicKey): LazyDecision {
-    return this.#members.get(key)?.decision ?? { lazy: false, why: "not in the network" };
+    if (!this.#connections.has(key)) return { lazy: false, why: "not in the network" };
+    return this.#decisions.get(key) ?? LAZY;
   }
 
   isPinned(key: PublicKey): boolean {
@@ -153,11 +150,11 @@ export class ConnectionManager {
   }): void {
     for (const key of change.removed) this.#remove(key);
     for (const info of change.changed) {
-      const member = this.#members.get(info.key);
-      if (!member) continue;
-      const sameVersion = member.connection.info.agentVersion === info.agentVersion;
-      member.connection.update(info);
-      if (!sameVersion) this.#decide(member);
+      const connection = this.#connections.get(info.key);
+      if (!connection) continue;
+      const sameVersion = connection.info.agentVersion === info.agentVersion;
+      connection.update(info);
+      if (!sameVersion) this.#decide(connection);
     }
     for (const info of change.added) this.#add(info);
   }
@@ -186,8 +183,8 @@ export class ConnectionManager {
     const before = this.#forwardTargets;
     this.#forwardTargets = keys;
     for (const key of new Set([...before, ...keys])) {
-      const member = this.#members.get(key);
-      if (member && before.has(key) !== keys.has(key)) this.#decide(member);
+      const connection = this.#connections.get(key);
+      if (connection && before.has(key) !== keys.has(key)) this.#decide(connection);
     }
   }
 
@@ -195,12 +192,12 @@ export class ConnectionManager {
   setLazy(on: boolean): void {
     if (this.#lazy === on) return;
     this.#lazy = on;
-    for (const member of this.#members.values()) this.#decide(member);
+    for (const connection of this.#connections.values()) this.#decide(connection);
     this.#deps.changed(undefined);
   }
 
   wake(key: PublicKey, cause: string): void {
-    this.#member(key);
+    this.#known(key);
     this.#request(key, "interactive", { cause, initiate: true });
   }
 
@@ -220,36 +217,35 @@ export class ConnectionManager {
    * `peer-unknown` or `setting-invalid`.
    */
   sleep(key: PublicKey, reason: string): void {
-    const member = this.#member(key);
-    if (!member.decision.lazy) {
-      throw new AgentError("setting-invalid", `${member.connection.info.fqdn} stays connected: ${member.decision.why}`);
-    }
-    if (member.connection.awake) return this.#sleeper.ask(member.connection, reason);
+    const connection = this.#known(key);
+    const { lazy, why } = this.decisionOf(key);
+    if (!lazy) throw new AgentError("setting-invalid", `${connection.info.fqdn} stays connected: ${why}`);
+    if (connection.awake) return this.#sleeper.ask(connection, reason);
     // A wake that still waited for its turn is off; its packets must be able to ask again.
     this.#wakes.cancel(key);
     this.#deps.device.declineWake(key);
   }
 
   pin(key: PublicKey, pinned: boolean): void {
-    const member = this.#member(key);
+    const connection = this.#known(key);
     if (pinned) this.#pinned.add(key);
     else this.#pinned.delete(key);
-    this.#decide(member);
-    this.#deps.changed(member.connection);
+    this.#decide(connection);
+    this.#deps.changed(connection);
   }
 
   /** A decrypted signal message. Senders outside the map are ignored. */
   receiveSignal(from: PublicKey, body: Body): void {
-    const member = this.#members.get(from);
-    if (!member) return;
-    if (body.type === Body_Type.GO_IDLE) return this.#sleeper.receive(member.connection, body);
-    if (body.type === Body_Type.OFFER && !member.connection.awake) this.#sleeper.noteOffer(member.connection);
-    this.#observe(member, () => member.connection.receive(body));
+    const connection = this.#connections.get(from);
+    if (!connection) return;
+    if (body.type === Body_Type.GO_IDLE) return this.#sleeper.receive(connection, body);
+    if (body.type === Body_Type.OFFER && !connection.awake) this.#sleeper.noteOffer(connection);
+    this.#observe(connection, () => connection.receive(body));
   }
 
   /** A datagram from a relay; unknown senders are dropped by the device. */
   receiveRelayed(from: PublicKey, datagram: Uint8Array): void {
-    if (this.#members.has(from)) this.#deps.device.injectRelayed(from, datagram);
+    if (this.#connections.has(from)) this.#deps.device.injectRelayed(from, datagram);
   }
 
   /** A relay came or went: awake peers look whether theirs is concerned. */
@@ -311,15 +307,16 @@ export class ConnectionManager {
     this.#sleeper.close();
     this.#wakes.close();
     this.#judge.close();
-    for (const member of this.#members.values()) member.connection.close();
-    this.#members.clear();
+    for (const connection of this.#connections.values()) connection.close();
+    this.#connections.clear();
+    this.#decisions.clear();
     this.#awake.clear();
   }
 
-  #member(key: PublicKey): Member {
-    const member = this.#members.get(key);
-    if (!member) throw new AgentError("peer-unknown", `no peer with the key ${key} in this network`);
-    return member;
+  #known(key: PublicKey): PeerConnection {
+    const connection = this.#connections.get(key);
+    if (!connection) throw new AgentError("peer-unknown", `no peer with the key ${key} in this network`);
+    return connection;
   }
 
   #listen(device: WireGuardDevice): void {
@@ -328,7 +325,7 @@ export class ConnectionManager {
     };
     on("wake", ({ key, cause }) => {
       if (cause.kind === "packet" && !this.find(key)?.awake) {
-        if (this.#members.has(key)) this.#wakes.requestByPacket(key, cause.packet);
+        if (this.#connections.has(key)) this.#wakes.requestByPacket(key, cause.packet);
         return;
       }
       // A handshake or data that crossed with our GO_IDLE: the other side may have gone to sleep on that since. A handshake
@@ -347,40 +344,41 @@ export class ConnectionManager {
   }
 
   #post(key: PublicKey, event: Parameters<PeerConnection["post"]>[0]): void {
-    const member = this.#members.get(key);
-    if (member) this.#observe(member, () => member.connection.post(event));
+    const connection = this.#connections.get(key);
+    if (connection) this.#observe(connection, () => connection.post(event));
   }
 
   /** Runs something that may wake, prove or end the peer, and keeps the manager's own sets in step with it. */
-  #observe(member: Member, act: () => void): void {
-    const { connection } = member;
+  #observe(connection: PeerConnection, act: () => void): void {
     const wasAwake = connection.awake;
     act();
-    if (connection.awake && !wasAwake) this.#noteAwake(member);
+    if (connection.awake && !wasAwake) this.#noteAwake(connection);
     if (connection.status !== "connecting") this.#wakes.release(connection.key);
     if (connection.status === "connected") this.#judge.noteProven(connection.key);
   }
 
   #add(info: PeerInfo): void {
-    if (this.#members.has(info.key)) return;
+    if (this.#connections.has(info.key)) return;
     const decision = this.#lazyDecision(info);
     const connection = new PeerConnection(this.#peerDeps, info, decision.lazy ? "asleep" : "waiting to connect");
-    this.#members.set(info.key, { connection, decision });
+    this.#connections.set(info.key, connection);
+    this.#keepDecision(info.key, decision);
     this.#deps.changed(connection);
     if (!decision.lazy) this.#request(info.key, "background", { cause: decision.why, initiate: true });
   }
 
   #remove(key: PublicKey): void {
-    const member = this.#members.get(key);
-    if (!member) return;
-    this.#members.delete(key);
-    this.#awake.delete(member.connection);
+    const connection = this.#connections.get(key);
+    if (!connection) return;
+    this.#connections.delete(key);
+    this.#decisions.delete(key);
+    this.#awake.delete(connection);
     this.#sleeper.forget(key);
     this.#wakes.cancel(key);
     this.#judge.forget(key);
-    member.connection.close();
+    connection.close();
     this.#deps.device.removePeer(key);
-    this.#deps.changed(member.connection);
+    this.#deps.changed(connection);
   }
 
   #lazyDecision(info: PeerInfo): LazyDecision {
@@ -393,13 +391,17 @@ export class ConnectionManager {
     });
   }
 
-  #decide(member: Member): void {
-    const { connection } = member;
-    member.decision = this.#lazyDecision(connection.info);
-    if (!member.decision.lazy) {
+  #keepDecision(key: PublicKey, decision: LazyDecision): void {
+    if (decision === LAZY) this.#decisions.delete(key);
+    else this.#decisions.set(key, decision);
+  }
+
+  #decide(connection: PeerConnection): void {
+    const decision = this.#lazyDecision(connection.info);
+    this.#keepDecision(connection.key, decision);
+    if (!decision.lazy) {
       this.#sleeper.unwatch(connection.key);
-      if (!connection.awake)
-        this.#request(connection.key, "background", { cause: member.decision.why, initiate: true });
+      if (!connection.awake) this.#request(connection.key, "background", { cause: decision.why, initiate: true });
     } else if (connection.awake) {
       this.#sleeper.watch(connection.key);
     } else if (!this.#groupMates(connection.key).some((mate) => mate.awake)) {
@@ -408,10 +410,10 @@ export class ConnectionManager {
   }
 
   #decideAnew(key: PublicKey): void {
-    const member = this.#members.get(key);
-    if (!member) return;
-    this.#decide(member);
-    this.#deps.changed(member.connection);
+    const connection = this.#connections.get(key);
+    if (!connection) return;
+    this.#decide(connection);
+    this.#deps.changed(connection);
   }
 
   #countingSignal(signal: PeerDeps["signal"]): PeerDeps["signal"] {
@@ -425,24 +427,23 @@ export class ConnectionManager {
   }
 
   #request(key: PublicKey, priority: WakePriority, order: WakeOrder): void {
-    const member = this.#members.get(key);
-    if (!member) return;
-    if (member.connection.awake) {
+    const connection = this.#connections.get(key);
+    if (!connection) return;
+    if (connection.awake) {
       // An OFFER was faster: the packet that waits still wants its handshake at once.
-      if (order.initiate) this.#observe(member, () => member.connection.post({ kind: "wake", ...order }));
+      if (order.initiate) this.#observe(connection, () => connection.post({ kind: "wake", ...order }));
       return;
     }
-    const isRouter = member.connection.info.routes.length > 0;
+    const isRouter = connection.info.routes.length > 0;
     this.#wakes.request(key, priority === "background" && isRouter ? "router" : priority, order);
   }
 
-  #noteAwake(member: Member): void {
-    const { connection } = member;
+  #noteAwake(connection: PeerConnection): void {
     this.#awake.add(connection);
     this.#wakes.noteAwake(connection.key);
     this.#judge.noteAwake(connection.key);
     this.#sleeper.noteAwake(connection.key);
-    if (member.decision.lazy) this.#sleeper.watch(connection.key);
+    if (this.decisionOf(connection.key).lazy) this.#sleeper.watch(connection.key);
     for (const mate of this.#groupMates(connection.key)) {
       if (!mate.awake)
         this.#request(mate.key, "background", {
@@ -463,8 +464,7 @@ export class ConnectionManager {
     return [...mates];
   }
 
-  #putToSleep(member: Member, reason: string): void {
-    const { connection } = member;
+  #putToSleep(connection: PeerConnection, reason: string): void {
     this.#sleeper.noteAsleep(connection.key);
     this.#wakes.cancel(connection.key);
     this.#judge.noteAsleep(connection.key);

@@ -1,5 +1,6 @@
 import { type IpAddress, isV6 } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
+import { hashText, SlotIndex, Slots } from "#base/slot-index.ts";
 import type { DnsRecord } from "./dns-config.ts";
 import { type DomainName, parentOf, toDomainName } from "./domain-name.ts";
 
@@ -15,34 +16,37 @@ const PEER_TTL = 300;
 const NONE: readonly DnsRecord[] = [];
 
 /**
- * Names and addresses of the network. A peer costs an entry for its name and one for each address, and no object of its own:
+ * Names and addresses of the network. A peer costs an entry for its key, its name and each address, and no object of its own:
  * what a question needs is made when it is asked. A question costs the labels of its name, a change costs what it changes.
  *
  * Records that the network sends beside its peers (other names, CNAMEs) are kept by owner: one list for the zones of the map, one
  * for each peer that has some. What a peer says itself is not kept twice.
  */
 export class NameTable {
-  readonly #peers = new Map<DomainName, NamedPeer>();
-  readonly #byAddress = new Map<IpAddress, NamedPeer>();
-  readonly #nameOf = new Map<PublicKey, NamedPeer>();
+  readonly #peers = new Slots<NamedPeer>();
+  readonly #byKey = new SlotIndex();
+  /** Those that have their name, and their addresses, for themselves: who came first. */
+  readonly #byName = new SlotIndex();
+  readonly #byAddress = new SlotIndex();
   readonly #records = new Map<DomainName, DnsRecord[]>();
   readonly #owned = new Map<PublicKey | "zones", readonly DnsRecord[]>();
   /** How many names there are below a name: such a name exists even when it has no records (RFC 8020). */
   readonly #below = new Map<DomainName, number>();
 
   get peers(): number {
-    return this.#nameOf.size;
+    return this.#byKey.size;
   }
 
   putPeer(peer: NamedPeer): void {
     this.#takeOut(peer.key);
-    this.#nameOf.set(peer.key, peer);
+    const slot = this.#peers.take(peer);
+    this.#byKey.add(hashText(peer.key), slot);
     const name = toDomainName(peer.fqdn);
-    if (name !== "" && !this.#peers.has(name)) {
-      this.#peers.set(name, peer);
+    if (name !== "" && !this.#named(name)) {
+      this.#byName.add(hashText(name), slot);
       this.#countBelow(name, 1);
     }
-    for (const address of peer.addresses) if (!this.#byAddress.has(address)) this.#byAddress.set(address, peer);
+    for (const address of peer.addresses) if (!this.peerAt(address)) this.#byAddress.add(hashText(address), slot);
   }
 
   removePeer(key: PublicKey): void {
@@ -66,7 +70,7 @@ export class NameTable {
 
   /** All records of a name; empty when there are none. */
   recordsOf(name: DomainName): readonly DnsRecord[] {
-    const peer = this.#peers.get(name);
+    const peer = this.#named(name);
     const records = this.#records.get(name);
     if (!peer) return records ?? NONE;
     const own = peer.addresses.map((address) => ({
@@ -88,24 +92,29 @@ export class NameTable {
   }
 
   peerAt(address: IpAddress): NamedPeer | undefined {
-    return this.#byAddress.get(address);
+    const slot = this.#byAddress.find(hashText(address), (each) => this.#peers.at(each)!.addresses.includes(address));
+    return this.#peers.at(slot);
+  }
+
+  #named(name: DomainName): NamedPeer | undefined {
+    const slot = this.#byName.find(hashText(name), (each) => toDomainName(this.#peers.at(each)!.fqdn) === name);
+    return this.#peers.at(slot);
   }
 
   #takeOut(key: PublicKey): void {
-    const peer = this.#nameOf.get(key);
+    const hash = hashText(key);
+    const slot = this.#byKey.find(hash, (each) => this.#peers.at(each)!.key === key);
+    const peer = this.#peers.at(slot);
     if (!peer) return;
-    this.#nameOf.delete(key);
     const name = toDomainName(peer.fqdn);
-    if (this.#peers.get(name)?.key === key) {
-      this.#peers.delete(name);
-      this.#countBelow(name, -1);
-    }
-    for (const address of peer.addresses)
-      if (this.#byAddress.get(address)?.key === key) this.#byAddress.delete(address);
+    if (this.#byName.remove(hashText(name), slot)) this.#countBelow(name, -1);
+    for (const address of peer.addresses) this.#byAddress.remove(hashText(address), slot);
+    this.#byKey.remove(hash, slot);
+    this.#peers.give(slot);
   }
 
   #isPeerRecord({ name, type, data }: DnsRecord): boolean {
-    return type !== "CNAME" && (this.#peers.get(name)?.addresses.includes(data as IpAddress) ?? false);
+    return type !== "CNAME" && (this.#named(name)?.addresses.includes(data as IpAddress) ?? false);
   }
 
   #removeRecord(record: DnsRecord): void {

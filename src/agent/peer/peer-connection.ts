@@ -114,6 +114,8 @@ const KEEPALIVE_SECONDS = 25;
 const ANSWER_INTERVAL: Millis = 200;
 
 const NO_ENTRIES: readonly TimelineEntry[] = [];
+/** Numbers below 2^31 take no memory of their own: so are, for 24 days, times since about the start of the process. */
+const EPOCH = Date.now();
 
 /**
  * One remote peer: runs the effects of its state machine against device, signal, relay and ICE, and keeps its timeline.
@@ -123,6 +125,7 @@ export class PeerConnection {
   info: PeerInfo;
   readonly #deps: PeerDeps;
   #state: PeerConnectionState;
+  /** Wall clock ms after EPOCH. */
   #since: number;
   /** To read; `#own` is to write. */
   #record: Readonly<PeerRecord> = NO_RECORD;
@@ -130,7 +133,7 @@ export class PeerConnection {
   constructor(deps: PeerDeps, info: PeerInfo, reason: string) {
     this.#deps = deps;
     this.info = info;
-    this.#since = deps.clock.wall();
+    this.#since = deps.clock.wall() - EPOCH;
     this.#state = createPeerState(reason);
     deps.device.setPeer(info.key, { mode: "asleep", allowedIps: info.allowedIps });
   }
@@ -156,7 +159,7 @@ export class PeerConnection {
 
   /** Wall clock ms of the last change of `status`. */
   get since(): number {
-    return this.#since;
+    return EPOCH + this.#since;
   }
 
   /** It agrees with us before it sleeps, as far as its last OFFER or ANSWER said. */
@@ -227,7 +230,7 @@ export class PeerConnection {
     this.#state = state;
     for (const effect of effects) this.#run(effect);
     this.#arm();
-    if (this.status !== before) this.#since = this.#deps.clock.wall();
+    if (this.status !== before) this.#since = this.#deps.clock.wall() - EPOCH;
     if (effects.length > 0 || this.status !== before) this.#deps.changed(this);
   }
 

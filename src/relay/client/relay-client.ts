@@ -4,6 +4,7 @@ import type { IpAddress } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import { encodeRelayToken, type RelayToken } from "#base/relay-token.ts";
+import { hashText, SlotIndex, Slots } from "#base/slot-index.ts";
 import type { Clock, Millis } from "#base/time.ts";
 import { encodeTransportHeader } from "../protocol/messages.ts";
 import { PeerId } from "../protocol/peer-id.ts";
@@ -57,7 +58,7 @@ export interface RelayClientCounters {
   readonly unknownSender: number;
 }
 
-/** Peers whose headers are kept. */
+/** Peers whose headers are kept, and whose names are. */
 const USED_MAX = 4096;
 
 interface UsedPeer {
@@ -81,8 +82,8 @@ export class RelayClient implements AsyncDisposable {
   readonly #peerId: PeerId;
   readonly #home: HomeRelay;
   readonly #foreign: ForeignServers;
-  /** Registered peers. Most of them sleep: what sending needs is made for those that are sent to. */
-  readonly #registered = new Map<PeerId, PublicKey>();
+  readonly #registered = new RegisteredPeers();
+  /** Most peers sleep: what sending needs is made for those that are sent to. */
   readonly #used = new Map<PublicKey, UsedPeer>();
   readonly #homeInterest = new Set<PeerId>();
   readonly #presenceless = new PresencelessServers();
@@ -179,15 +180,14 @@ export class RelayClient implements AsyncDisposable {
 
   /** Lets datagrams of a peer in, from now on and over every relay. */
   registerPeer(key: PublicKey): void {
-    this.#registered.set(PeerId.of(key), key);
+    this.#registered.add(key);
   }
 
   unregisterPeer(key: PublicKey): void {
-    const id = PeerId.of(key);
-    if (!this.#registered.has(id)) return;
+    if (!this.#registered.has(PeerId.of(key))) return;
     this.unsubscribe([key]);
     this.#foreign.releaseAll(key);
-    this.#registered.delete(id);
+    this.#registered.remove(key);
     this.#used.delete(key);
   }
 
@@ -346,6 +346,47 @@ export class RelayClient implements AsyncDisposable {
 
   #idsOf(keys: readonly PublicKey[]): PeerId[] {
     return keys.map(PeerId.of).filter((id) => this.#registered.has(id));
+  }
+}
+
+/**
+ * Registered peers by their names on a relay. A name is not kept, its hash is: names are made of keys, and most peers are never
+ * heard. Those heard lately are found without making theirs anew.
+ */
+class RegisteredPeers {
+  readonly #keys = new Slots<PublicKey>();
+  readonly #byId = new SlotIndex();
+  readonly #heard = new Map<PeerId, PublicKey>();
+
+  has(id: PeerId): boolean {
+    return this.#heard.has(id) || this.#find(id) >= 0;
+  }
+
+  get(id: PeerId): PublicKey | undefined {
+    const heard = this.#heard.get(id);
+    if (heard !== undefined) return heard;
+    const key = this.#keys.at(this.#find(id));
+    if (key === undefined) return undefined;
+    if (this.#heard.size >= USED_MAX) this.#heard.clear();
+    this.#heard.set(id, key);
+    return key;
+  }
+
+  add(key: PublicKey): void {
+    const id = PeerId.of(key);
+    if (this.#find(id) < 0) this.#byId.add(hashText(id), this.#keys.take(key));
+  }
+
+  remove(key: PublicKey): void {
+    const id = PeerId.of(key);
+    const slot = this.#find(id);
+    this.#heard.delete(id);
+    this.#byId.remove(hashText(id), slot);
+    this.#keys.give(slot);
+  }
+
+  #find(id: PeerId): number {
+    return this.#byId.find(hashText(id), (slot) => PeerId.of(this.#keys.at(slot)!) === id);
   }
 }
 

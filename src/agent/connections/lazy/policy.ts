@@ -22,7 +22,7 @@ export interface LazyDecision {
 }
 
 /** The same object for all of them: most peers of a large network are lazy. */
-const LAZY: LazyDecision = { lazy: true, why: "lazy connections are on" };
+export const LAZY: LazyDecision = { lazy: true, why: "lazy connections are on" };
 
 /** Decides; the first reason that holds is given. */
 export function decideLazy(facts: LazyFacts): LazyDecision {
