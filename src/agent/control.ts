@@ -147,6 +147,8 @@ export interface RelayStatus {
   readonly uri: string;
   readonly available: boolean;
   readonly error?: string | undefined;
+  /** Wall clock ms since when it is as it is; of a STUN server its last answer. */
+  readonly since?: number | undefined;
 }
 
 export interface PeerStatus {
@@ -163,6 +165,8 @@ export interface PeerStatus {
   readonly pinned: boolean;
   readonly agentVersion: string;
   readonly path: PeerPath;
+  /** Wall clock ms of when the path was chosen, and its latency measured. */
+  readonly pathSince?: number | undefined;
   readonly relayServer?: string | undefined;
   readonly latencyMs?: Millis | undefined;
   /** Wall clock ms; 0 = never. */

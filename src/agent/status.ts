@@ -91,13 +91,14 @@ function serviceStatus(url: string, recorder: ServiceRecorder | undefined): Serv
 }
 
 function relayStatus(session: Session): RelayStatus[] {
-  const { connected, error } = session.services.relay.state;
+  const { connected, error, since } = session.services.relay.state;
   const home = session.relay.home.instanceUrl;
   const uris = new Set([...session.engine.relayUrls, ...(home === undefined ? [] : [home])]);
   return [...uris].map((uri) => ({
     uri,
     available: connected && (uri === home || uris.size === 1),
     error: connected ? undefined : (error ?? "not connected yet"),
+    since,
   }));
 }
 
@@ -107,6 +108,7 @@ function stunStatus(session: Session): RelayStatus[] {
     uri: `stun:${formatEndpoint(server)}`,
     available: direct.mappedBy(server) !== undefined,
     error: direct.mappedBy(server) === undefined ? "no answer yet" : undefined,
+    since: direct.answeredAt(server),
   }));
 }
 
@@ -160,6 +162,7 @@ function peerStatus(session: Session, peer: PeerConnection, pinned: boolean): Pe
     pinned,
     agentVersion: info.agentVersion,
     path: peer.path,
+    pathSince: peer.path.kind === "none" ? undefined : pathSince(peer),
     relayServer: session.engine.relays.serverOf(peer.key) || undefined,
     latencyMs: peer.latencyMs,
     lastHandshake: stats?.lastHandshake ?? 0,
@@ -168,6 +171,11 @@ function peerStatus(session: Session, peer: PeerConnection, pinned: boolean): Pe
     routes: info.routes,
     timeline: peer.timeline,
   };
+}
+
+/** The story of a peer tells each choice of a path; before the first one the relay is used, from the wake on. */
+function pathSince({ timeline, since }: PeerConnection): number {
+  return timeline.findLast(({ event }) => event === "path" || event === "wake")?.at ?? since;
 }
 
 function offlineStatus(info: PeerInfo, pinned: boolean): PeerStatus {

@@ -32,7 +32,7 @@ function fixedView(change: Partial<AgentStatus> = {}): StatusView {
     lazy: { enabled: true, source: "network", thresholdMs: 900_000 },
     management: { url: "http://m.test:33073", connected: true, since: PEER_EPOCH },
     signal: { url: "http://s.test:10000", connected: false, since: PEER_EPOCH, error: "connection refused" },
-    relays: [{ uri: "rel://relay.test:33073", available: true }],
+    relays: [{ uri: "rel://relay.test:33073", available: true, since: PEER_EPOCH }],
     stuns: [{ uri: "stun:stun.test:3478", available: false, error: "no answer" }],
     serial: 7,
     firewall: { kind: "rules", rules: 12 },
@@ -123,9 +123,9 @@ test("the details show each peer, its path, and why it may or may not sleep", ()
       "   Address:        100.64.0.4",
       "   Public key:     WlpaWlpaWloAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAQ=",
       "   Status:         Connected for 1 min 15 s: direct path proven",
-      "   Connection:     direct, host to srflx (192.168.1.2:51820 to 203.0.113.7:51820)",
+      "   Connection:     direct, host to srflx (192.168.1.2:51820 to 203.0.113.7:51820) for 1 min 14 s",
       "   Relay:          rel://relay.test:33073 on standby",
-      "   Latency:        21.3 ms",
+      "   Latency:        21.3 ms, measured 1 min 14 s ago",
       "   Last handshake: 1 min 15 s ago",
       "   Transferred:    1.5 KiB received, 3.3 MiB sent",
       "   Networks:       10.20.0.0/16",
@@ -136,7 +136,10 @@ test("the details show each peer, its path, and why it may or may not sleep", ()
   );
   assert.match(text, /relayed by rel:\/\/relay.test:33073/);
   assert.match(text, /May sleep: {6}no, agent 0.40.0 is older than 0.45.0/);
+  assert.match(text, /rel:\/\/relay.test:33073 is available for 1 min 15 s/);
   assert.match(text, /stun:stun.test:3478 is not available: no answer/);
+  const stuns = [{ uri: "stun:stun.test:3478", available: true, since: PEER_EPOCH + 70_000 }];
+  assert.match(renderDetail(fixedView({ stuns }), plain), /stun:stun.test:3478 is available, answered 5 s ago/);
   assert.match(text, /management-url +http:\/\/m.test:33073 +from the flag of perch up/);
   assert.match(text, /mtu +1280 +from the stored setting/);
   assert.match(text, /preshared-key +set +from the stored setting/);
@@ -233,6 +236,12 @@ test("the JSON document has NetBird's names and units, and ours under perch", ()
     networks: ["10.20.0.0/16"],
   });
   assert.deepEqual([ours.lazy, ours.pinned, ours.timeline.length], [true, false, 3]);
+  const since = peers.details.map((peer: { perch: { pathSince: string | null } }) => peer.perch.pathSince?.slice(-13));
+  assert.deepEqual(since, [undefined, undefined, "03:04:05.180Z", "03:04:05.040Z"]);
+  assert.deepEqual(perch.relays, [
+    { uri: "stun:stun.test:3478", since: "0001-01-01T00:00:00Z" },
+    { uri: "rel://relay.test:33073", since: "2026-01-02T03:04:05.000Z" },
+  ]);
   assert.deepEqual(
     peers.details.map((peer: { status: string; connectionType: string }) => `${peer.status} ${peer.connectionType}`),
     ["Idle -", "Connecting -", "Connected P2P", "Connected Relayed"],

@@ -89,7 +89,11 @@ export function renderDetail(view: StatusView, paint: Paint): string {
   if (peers.length < shown) out.push(`(${peers.length} of ${shown} peers pass the filters)\n`);
   if (head.relays.length + head.stuns.length > 0) {
     out.push(paint("bold", "Relays and STUN servers"));
-    for (const relay of [...head.relays, ...head.stuns]) out.push(`  ${serverWords(relay, paint)}`);
+    for (const relay of head.relays) out.push(`  ${serverWords(relay, now, paint)}`);
+    for (const stun of head.stuns) {
+      const answered = stun.since > 0 ? `, answered ${ago(stun.since, now)}` : "";
+      out.push(`  ${serverWords({ ...stun, since: 0 }, now, paint)}${answered}`);
+    }
     out.push("");
   }
   out.push(paint("bold", "Settings"), ...renderSettings(head.settings), "");
@@ -126,11 +130,14 @@ export function renderPeer(peer: Peer, now: number, paint: Paint): string {
     `   Address:        ${peer.addresses.join(", ") || "-"}`,
     `   Public key:     ${keyText(peer.key)}`,
     `   Status:         ${state}${since}${peer.reason ? `: ${clean(peer.reason)}` : ""}`,
-    `   Connection:     ${pathWords(peer)}`,
+    `   Connection:     ${pathWords(peer)}${peer.pathSince > 0 ? ` for ${formatSpan(now - peer.pathSince)}` : ""}`,
   ];
   if (peer.relayServer && peer.path?.path.case !== "relay")
     lines.push(`   Relay:          ${clean(peer.relayServer)} on standby`);
-  if (peer.latencyMs !== undefined) lines.push(`   Latency:        ${formatLatency(peer.latencyMs)}`);
+  if (peer.latencyMs !== undefined) {
+    const measured = peer.pathSince > 0 ? `, measured ${ago(peer.pathSince, now)}` : "";
+    lines.push(`   Latency:        ${formatLatency(peer.latencyMs)}${measured}`);
+  }
   lines.push(
     `   Last handshake: ${ago(peer.lastHandshake, now)}`,
     `   Transferred:    ${formatBytes(peer.rxBytes)} received, ${formatBytes(peer.txBytes)} sent`,
@@ -232,9 +239,10 @@ function serviceWords(service: StatusHead["management"], now: number, paint: Pai
   return `${paint("red", "Disconnected")} from ${clean(service.url)}${since}${service.error ? `: ${clean(service.error)}` : ""}`;
 }
 
-function serverWords(relay: StatusHead["relays"][number], paint: Paint): string {
+function serverWords(relay: StatusHead["relays"][number], now: number, paint: Paint): string {
   const state = relay.available ? paint("green", "available") : paint("red", "not available");
-  return `${clean(relay.uri)} is ${state}${relay.error ? `: ${clean(relay.error)}` : ""}`;
+  const since = relay.since > 0 ? ` for ${formatSpan(now - relay.since)}` : "";
+  return `${clean(relay.uri)} is ${state}${since}${relay.error ? `: ${clean(relay.error)}` : ""}`;
 }
 
 /** `true, decided by …`: the first word is the one NetBird prints. */

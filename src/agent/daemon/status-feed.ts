@@ -180,6 +180,7 @@ function samePeer(a: PeerStatus, b: PeerStatus): boolean {
       a.agentVersion === b.agentVersion &&
       a.relayServer === b.relayServer &&
       samePath(a.path, b.path) &&
+      a.pathSince === b.pathSince &&
       a.timeline.length === b.timeline.length &&
       a.timeline.at(-1)?.at === b.timeline.at(-1)?.at &&
       a.addresses.length === b.addresses.length &&

@@ -9,12 +9,13 @@ import {
   type Path,
   type Peer,
   PeerState as PeerStateWire,
+  type RelaySchema,
   type StatusHead,
   StatusHeadSchema,
   type TimelineEntry,
   type WakesSchema,
 } from "#gen/daemon_pb.ts";
-import type { AgentState, AgentStatus, PeerPath, PeerState, PeerStatus, WakeCounts } from "../control.ts";
+import type { AgentState, AgentStatus, PeerPath, PeerState, PeerStatus, RelayStatus, WakeCounts } from "../control.ts";
 import type { DnsStatus } from "../dns/name-service.ts";
 import type { FirewallStatus } from "../firewall/firewall.ts";
 import { type ResolvedSettings, SETTING_NAMES, SETTINGS, showSetting } from "./settings.ts";
@@ -67,6 +68,7 @@ export function encodePeer(peer: PeerStatus, withTimeline: boolean): Peer {
     rxBytes: peer.rxBytes,
     txBytes: peer.txBytes,
     routes: peer.routes.map(formatPrefix),
+    pathSince: peer.pathSince ?? 0,
     timeline: withTimeline ? peer.timeline.map(encodeTimelineEntry) : [],
   };
   if (peer.path.kind !== "none") message.path = encodePath(peer.path);
@@ -111,8 +113,8 @@ export function encodeHead(status: AgentStatus, facts: DaemonFacts, takenAt: num
     lazy: { enabled: status.lazy.enabled, source: status.lazy.source, thresholdMs: status.lazy.thresholdMs },
     management: { ...status.management, error: status.management.error ?? "" },
     signal: { ...status.signal, error: status.signal.error ?? "" },
-    relays: status.relays.map((relay) => ({ ...relay, error: relay.error ?? "" })),
-    stuns: status.stuns.map((stun) => ({ ...stun, error: stun.error ?? "" })),
+    relays: status.relays.map(encodeRelay),
+    stuns: status.stuns.map(encodeRelay),
     serial: BigInt(status.serial),
     ...(status.firewall && { firewall: encodeFirewall(status.firewall) }),
     peers: status.counts,
@@ -123,6 +125,10 @@ export function encodeHead(status: AgentStatus, facts: DaemonFacts, takenAt: num
     takenAt,
     logLevel: facts.logLevel,
   });
+}
+
+function encodeRelay({ uri, available, error = "", since = 0 }: RelayStatus): MessageInitShape<typeof RelaySchema> {
+  return { uri, available, error, since };
 }
 
 function encodeDns(dns: DnsStatus): MessageInitShape<typeof DnsSchema> {

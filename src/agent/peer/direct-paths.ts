@@ -137,6 +137,13 @@ export class DirectPaths {
     return this.#cache.lastKnown(server);
   }
 
+  /** Wall clock ms of a STUN server's last answer; undefined when it never answered. */
+  answeredAt(server: Endpoint): number | undefined {
+    const { clock } = this.#deps;
+    const { answeredAt } = this.#cache.report(server);
+    return answeredAt === undefined ? undefined : Math.round(clock.wall() - (clock.now() - answeredAt));
+  }
+
   /** What the last answers say of the NAT; told to Perch agents with every OFFER and ANSWER. Asks nobody. */
   get nat(): NatReport {
     return { mapping: this.#mapping.behaviour(4), udp: this.#udp() };
