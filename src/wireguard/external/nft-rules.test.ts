@@ -1,0 +1,139 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { parsePrefix } from "#base/ip.ts";
+import { FilterError, type FilterRule } from "../filter.ts";
+import { ExternalDeviceError } from "./external-error.ts";
+import { type Nft, nftProgram } from "./nft.ts";
+import { NftRules } from "./nft-rules.ts";
+import { nftTableName } from "./nft-table.ts";
+
+const SOURCE = parsePrefix("100.64.0.2/32");
+const RULE: FilterRule = { source: SOURCE, protocol: "tcp", ports: { first: 22, last: 22 }, verdict: "accept" };
+
+/** An nft that takes note and, for so many transactions, refuses. */
+class PaperNft implements Nft {
+  readonly texts: string[] = [];
+  refusals = 0;
+  removed: (table: string) => void = () => {};
+  watchers = 0;
+
+  async run(text: string, { check = false } = {}): Promise<void> {
+    if (!check) this.texts.push(text);
+    if (this.refusals === 0) return;
+    this.refusals--;
+    throw new ExternalDeviceError("control-failed", "refused");
+  }
+
+  watchRemovals(removed: (table: string) => void): () => void {
+    this.watchers++;
+    this.removed = removed;
+    return () => void this.watchers--;
+  }
+}
+
+async function open(): Promise<{ nft: PaperNft; rules: NftRules; failures: string[] }> {
+  const nft = new PaperNft();
+  const rules = await NftRules.open("wg0", nft);
+  const failures: string[] = [];
+  rules.events.on("failed", ({ reason }) => failures.push(reason));
+  nft.texts.length = 0;
+  return { nft, rules, failures };
+}
+
+test("without nft rules are refused by the name of the package, and having none is not", async () => {
+  const rules = await NftRules.open("wg0", nftProgram(["perch-no-such-nft"]));
+  const refused = { code: "program-missing", message: /Debian: nftables/ };
+  assert.throws(() => rules.set({ inbound: [], otherwise: "accept" }), refused);
+  assert.throws(() => rules.setSource(SOURCE, [RULE]), refused);
+  rules.set(undefined);
+  await rules.close();
+});
+
+test("an nft that may not is told from one that cannot", async () => {
+  const rules = await NftRules.open(
+    "wg0",
+    nftProgram(["sh", "-c", "cat >/dev/null; echo Operation not permitted >&2; exit 1"]),
+  );
+  assert.throws(() => rules.set({ inbound: [], otherwise: "drop" }), { code: "not-permitted" });
+});
+
+test("rules that cannot be are refused, and those in force stay", async () => {
+  const { nft, rules } = await open();
+  rules.set({ inbound: [RULE], otherwise: "drop" });
+  await rules.settled();
+  const bad: FilterRule = { ...RULE, protocol: "icmp" };
+  assert.throws(() => rules.set({ inbound: [bad], otherwise: "drop" }), FilterError);
+  assert.throws(() => rules.setSource(SOURCE, [bad]), FilterError);
+  await rules.settled();
+  assert.equal(nft.texts.length, 1);
+});
+
+test("sources with the same rules share one list, which goes with the last of them", async () => {
+  const { nft, rules } = await open();
+  const other = parsePrefix("100.64.0.3/32");
+  rules.set({ inbound: [RULE, { ...RULE, source: other }], otherwise: "drop" });
+  await rules.settled();
+  assert.equal(nft.texts[0]!.match(/add chain .* list\d/g)?.length, 1);
+  rules.setSource(other, []);
+  await rules.settled();
+  assert.doesNotMatch(nft.texts[1]!, /delete chain/);
+  rules.setSource(SOURCE, []);
+  await rules.settled();
+  assert.match(nft.texts[2]!, /delete map .* accept4_32\n(.*\n)*delete chain .* list1/);
+});
+
+test("what is the same already costs nothing", async () => {
+  const { nft, rules } = await open();
+  rules.set({ inbound: [RULE], otherwise: "drop" });
+  await rules.settled();
+  rules.set({ inbound: [{ ...RULE }], otherwise: "drop" });
+  rules.setSource(SOURCE, [RULE]);
+  await rules.settled();
+  assert.equal(nft.texts.length, 1);
+  assert.equal(nft.watchers, 1);
+  await rules.close();
+  assert.equal(nft.watchers, 0);
+  assert.equal(nft.texts.length, 2);
+  await rules.close();
+  assert.equal(nft.texts.length, 2);
+});
+
+test("a refused change is followed by the whole, and a refused whole is told", async () => {
+  const { nft, rules, failures } = await open();
+  rules.set({ inbound: [], otherwise: "drop" });
+  await rules.settled();
+  nft.refusals = 1;
+  rules.setSource(SOURCE, [RULE]);
+  await rules.settled();
+  assert.equal(nft.texts.length, 3);
+  assert.match(nft.texts[2]!, /^add table inet perch-wg0\ndelete table inet perch-wg0\n/);
+  assert.match(nft.texts[2]!, /100\.64\.0\.2 : jump/);
+  assert.deepEqual(failures, []);
+  nft.refusals = 2;
+  rules.setSource(SOURCE, []);
+  await rules.settled();
+  assert.deepEqual(failures, ["refused"]);
+});
+
+test("a table that is gone is made again, one of another interface is not ours", async () => {
+  const { nft, rules } = await open();
+  rules.set({ inbound: [RULE], otherwise: "drop" });
+  await rules.settled();
+  nft.removed("inet perch-wg1");
+  await rules.settled();
+  nft.refusals = 1;
+  nft.removed("inet perch-wg0");
+  await rules.settled();
+  assert.equal(nft.texts.length, 2);
+  assert.equal(nft.texts[1], nft.texts[0]);
+});
+
+test("interfaces with unusual names have tables of their own, and those that nft cannot name have no filter", async () => {
+  const names = ["wg0", "wg@0", "wg_40", "wg=0", "é"].map(nftTableName);
+  assert.equal(new Set(names).size, names.length);
+  for (const name of names) assert.match(name, /^inet perch-[A-Za-z0-9._-]+$/);
+  for (const name of ["wg*", 'w"g', "w\\g"]) {
+    const rules = await NftRules.open(name, new PaperNft());
+    assert.throws(() => rules.set({ inbound: [], otherwise: "drop" }), { code: "control-failed" });
+  }
+});
