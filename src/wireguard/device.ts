@@ -164,6 +164,8 @@ export interface DeviceEvents {
 
 export type WakeCause =
   | { readonly kind: "packet"; readonly packet: PacketSummary }
+  /** A device that does not show packets wants to talk to the peer: there is no 5-tuple. */
+  | { readonly kind: "activity" }
   | { readonly kind: "handshake"; readonly source: PacketSource }
   | { readonly kind: "data"; readonly source: PacketSource };
 

@@ -324,14 +324,17 @@ export class ConnectionManager {
       this.#unsubscribe.push(device.events.on(name, handle));
     };
     on("wake", ({ key, cause }) => {
-      if (cause.kind === "packet" && !this.find(key)?.awake) {
-        if (this.#connections.has(key)) this.#wakes.requestByPacket(key, cause.packet);
+      const isOurs = cause.kind === "packet" || cause.kind === "activity";
+      if (isOurs && !this.find(key)?.awake) {
+        if (!this.#connections.has(key)) return;
+        if (cause.kind === "packet") this.#wakes.requestByPacket(key, cause.packet);
+        else this.#wakes.requestByActivity(key);
         return;
       }
       // A handshake or data that crossed with our GO_IDLE: the other side may have gone to sleep on that since. A handshake
       // of ours beside its own would end one session more than the sender of a packet under way may reckon with.
-      const offer = cause.kind !== "packet" && this.#sleeper.hasJustSentIdle(key);
-      const initiate = cause.kind === "packet" || (offer && cause.kind === "data");
+      const offer = !isOurs && this.#sleeper.hasJustSentIdle(key);
+      const initiate = isOurs || (offer && cause.kind === "data");
       this.#request(key, "interactive", { cause: describeCause(cause), initiate, offer });
     });
     on("established", ({ key, source }) => this.#post(key, { kind: "established", source }));

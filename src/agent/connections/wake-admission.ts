@@ -1,6 +1,7 @@
 import type { PublicKey } from "#base/keys.ts";
 import type { Clock, Millis } from "#base/time.ts";
 import type { PacketSummary, WireGuardDevice } from "#wireguard/device.ts";
+import { Quota } from "#wireguard/quota.ts";
 import { IdleClock } from "./lazy/idle-clock.ts";
 import { describeProbe, HOLD_PATIENCE, SweepGuard } from "./lazy/sweep-guard.ts";
 import { MessageBudget } from "./message-budget.ts";
@@ -45,6 +46,10 @@ export type WakeCounter =
   | "wakes-refused"
   | "wakes-expired";
 
+/** Wakes by traffic that the device does not show: beyond so many in so long they let single ones go first. */
+const ACTIVITY_BURST = 16;
+const ACTIVITY_WINDOW: Millis = 10_000;
+
 /** A peer whose packets wait while its wake is held back. */
 interface Hold {
   /** Its packets are not looked at before; undefined: each is. */
@@ -59,7 +64,7 @@ interface Hold {
  *
  *   packet --> SweepGuard --wake--> WakeQueue --a place, and messages left--> start
  *                  '--hold--> the device keeps what waits and reports the next packet; nothing within HOLD_PATIENCE: dropped
- *   offer, handshake, command, route group ---> WakeQueue
+ *   activity, offer, handshake, command, route group ---> WakeQueue
  */
 export class WakeAdmission {
   readonly #deps: WakeAdmissionDeps;
@@ -69,6 +74,7 @@ export class WakeAdmission {
   readonly #orders = new Map<PublicKey, WakeOrder>();
   readonly #holds = new Map<PublicKey, Hold>();
   readonly #holdClock: IdleClock<PublicKey>;
+  readonly #activity = new Quota(ACTIVITY_BURST, ACTIVITY_WINDOW);
   readonly #counters = new Map<WakeCounter, number>();
 
   constructor(deps: WakeAdmissionDeps) {
@@ -131,6 +137,16 @@ export class WakeAdmission {
     hold.lookAt = verdict.lookAt > now ? verdict.lookAt : undefined;
     if (hold.lookAt === undefined) device.postponeWake(key, "keep");
     this.#holdClock.watch(key, hold.lookAt ?? hold.dropAt);
+  }
+
+  /**
+   * Traffic waits for a sleeping peer in a device that shows no packets. A sweep cannot be told from somebody who talks to many:
+   * the device repeats for both. So nothing is held back, and only the number of wakes at once is bounded.
+   */
+  requestByActivity(key: PublicKey): void {
+    const isOfMany = !this.#activity.take(this.#deps.clock.now());
+    const order = { cause: describeCause({ kind: "activity" }), initiate: true };
+    this.request(key, isOfMany ? "fan-out" : "interactive", order);
   }
 
   /** Somebody wants the peer, and it is not a question whether. */

@@ -8,6 +8,8 @@ export function describeCause(cause: WakeCause): string {
   switch (cause.kind) {
     case "packet":
       return describePacket(cause.packet);
+    case "activity":
+      return "traffic from here";
     case "handshake":
       return cause.source.kind === "relay" ? "its handshake over the relay" : "its handshake";
     case "data":
@@ -31,7 +33,7 @@ export function wakeKind(detail: string): WakeKind {
   if (first === "tcp" || first === "udp") return first;
   if (first === "icmp" || first === "icmp6") return "icmp";
   if (first === "dns") return "dns";
-  if (first === "protocol") return "other-traffic";
+  if (first === "protocol" || first === "traffic") return "other-traffic";
   if (detail.startsWith("its offer")) return "offer";
   if (detail.startsWith("its handshake") || detail.startsWith("its packet")) return "handshake";
   if (detail.startsWith("perch peers")) return "hand";

@@ -80,6 +80,26 @@ test("a connection that is repeated after a second wakes its peer, be it one of 
   assert.equal(awake(world), 100);
 });
 
+test("traffic that a device does not show wakes every peer, and one of many lets a single connection go first", () => {
+  const world = setup(200);
+  const { clock, device, manager, keys } = world;
+  const single = keys.at(-1)!;
+  for (const key of keys.slice(0, -1)) device.events.emit("wake", { key, cause: { kind: "activity" } });
+  clock.advance(200);
+  assert.equal(awake(world), MAX_NEGOTIATING);
+  assert.equal(manager.find(keys[0]!)!.timeline[0]!.detail, "traffic from here");
+  assert.equal(device.postponed.length, 0, "nothing is held back");
+  device.packetTo(single);
+  device.established(keys[0]!);
+  clock.advance(20);
+  assert.equal(manager.find(single)!.status, "connecting", "before those that waited for longer");
+  for (let round = 0; round < 10; round++) {
+    for (const { key, status } of manager.peers) if (status === "connecting") device.established(key);
+    clock.advance(1_000);
+  }
+  assert.equal(awake(world), 200);
+});
+
 test("the offer of a held peer wakes it", () => {
   const { device, manager, keys } = setup(50);
   for (const key of keys) device.packetTo(key, PING);
