@@ -144,7 +144,7 @@ export function createDaemonService(deps: DaemonServiceDeps): ServiceImpl<typeof
           try {
             let { epoch, revision } = request;
             do {
-              const change = feed.since(epoch, revision);
+              const change = await feed.since(epoch, revision);
               const removed: PublicKey[] = [...change.removed];
               if (!change.reset) {
                 for (const peer of change.peers) if (!matchesFilter(peer, filter)) removed.push(peer.key);

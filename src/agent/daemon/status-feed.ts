@@ -1,4 +1,5 @@
 import { randomBytes } from "node:crypto";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { sameEndpoint } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
 import { Waiters } from "#base/waiters.ts";
@@ -9,6 +10,9 @@ const TOMBSTONES_MAX = 4096;
 
 /** Changed rows that are found without looking at all; a watcher that missed more costs a look at all. */
 const RECENT_MAX = 8192;
+
+/** Peers read in one turn of the event loop. */
+const READS_PER_TURN = 256;
 
 /** What changed after a revision. */
 export interface StatusChange {
@@ -28,7 +32,8 @@ interface Row {
 /**
  * Numbers the changes of the agent's status, so that any number of watchers, each at its own pace, get what changed since
  * the revision they have seen: a slow one skips intermediate states and never makes anything wait. Works only while it is
- * watched; of the agent's peers only those are read that changed, and those that are awake, whose counters run.
+ * watched; of the agent's peers only those are read that changed, and those that are awake, whose counters run. Many are read
+ * over several turns of the event loop.
  */
 export class StatusFeed {
   readonly epoch: string = randomBytes(8).toString("hex");
@@ -47,6 +52,8 @@ export class StatusFeed {
   #revision = 0n;
   #status: AgentStatus | undefined;
   #stale = true;
+  /** Under way over several turns. */
+  #reading: Promise<void> | undefined;
   #watchers = 0;
   #unsubscribe: (() => void) | undefined;
 
@@ -81,8 +88,10 @@ export class StatusFeed {
   }
 
   /** What changed after `revision` of `epoch`; everything when that is unknown. */
-  since(epoch: string, revision: bigint): StatusChange {
-    this.#refresh();
+  async since(epoch: string, revision: bigint): Promise<StatusChange> {
+    // One that is under way may have passed by what changed just now.
+    await this.#reading;
+    if (this.#stale || this.#reading) await this.#read();
     const reset =
       epoch !== this.epoch || revision < this.#forgottenBefore || revision > this.#revision || revision === 0n;
     const peers = reset ? Array.from(this.#rows.values(), ({ peer }) => peer) : this.#changedAfter(revision);
@@ -98,15 +107,22 @@ export class StatusFeed {
     return this.#waiters.wait(signal);
   }
 
-  #refresh(): void {
-    if (!this.#stale) return;
+  /** Whoever asks for it while it is under way shares it. */
+  #read(): Promise<void> {
+    this.#reading ??= this.#refresh().finally(() => {
+      this.#reading = undefined;
+    });
+    return this.#reading;
+  }
+
+  async #refresh(): Promise<void> {
     this.#stale = false;
-    const status = this.#agent.status();
     const next = this.#revision + 1n;
     const changed = this.#changed;
     this.#changed = new Set();
-    if (changed === "all") this.#readAll(status.peers, next);
-    else for (const key of new Set([...changed, ...this.#live])) this.#put(key, this.#agent.peerStatus(key), next);
+    let read = 0;
+    for (const _ of changed === "all" ? this.#putAll(next) : this.#putSome([...changed, ...this.#live], next))
+      if (++read % READS_PER_TURN === 0) await nextTurn();
     for (const [key, at] of this.#tombstones) {
       if (this.#tombstones.size <= TOMBSTONES_MAX) break;
       this.#tombstones.delete(key);
@@ -114,16 +130,21 @@ export class StatusFeed {
     }
     // The head has no revision of its own: it is sent with every part, so a change of it alone is a revision too.
     this.#revision = next;
-    this.#status = status;
+    this.#status = this.#agent.status();
   }
 
-  #readAll(peers: readonly PeerStatus[], revision: bigint): void {
+  /** Yields after each peer. Who comes or goes between two of them is told as a change, and read next time. */
+  *#putAll(revision: bigint): Generator<void> {
     const seen = new Set<PublicKey>();
-    for (const peer of peers) {
+    for (const peer of this.#agent.peers()) {
       seen.add(peer.key);
-      this.#put(peer.key, peer, revision);
+      yield this.#put(peer.key, peer, revision);
     }
-    for (const key of this.#rows.keys()) if (!seen.has(key)) this.#put(key, undefined, revision);
+    for (const key of this.#rows.keys()) if (!seen.has(key)) yield this.#put(key, undefined, revision);
+  }
+
+  *#putSome(keys: readonly PublicKey[], revision: bigint): Generator<void> {
+    for (const key of new Set(keys)) yield this.#put(key, this.#agent.peerStatus(key), revision);
   }
 
   /** Undefined: the peer is gone. */
@@ -158,7 +179,7 @@ export class StatusFeed {
 }
 
 /** What the feed reads. */
-export type StatusSource = Pick<AgentControl, "status" | "peerStatus" | "onChange">;
+export type StatusSource = Pick<AgentControl, "status" | "peers" | "peerStatus" | "onChange">;
 
 const NO_PEERS: ReadonlySet<PublicKey> = new Set();
 
