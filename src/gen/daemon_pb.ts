@@ -2039,7 +2039,7 @@ export const Daemon: GenService<{
     output: typeof DeregisterResponseSchema;
   },
   /**
-   * One snapshot in parts of a few hundred peers; the head comes with the first part.
+   * One snapshot in parts of a hundred peers or so; the head comes with the first part.
    *
    * @generated from rpc perch.daemon.v1.Daemon.GetStatus
    */

@@ -40,7 +40,7 @@ import type { WakeRecord } from "./ui-activity.ts";
 import type { UiServer } from "./ui-server.ts";
 
 /** Peers per part of a status stream; encoding one part must not hold up the event loop. */
-export const PEERS_PER_PART = 256;
+export const PEERS_PER_PART = 128;
 
 export interface DaemonServiceDeps {
   readonly agent: AgentControl;
