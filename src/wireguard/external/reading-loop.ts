@@ -1,0 +1,100 @@
+import { DeadlineTimer } from "#base/deadline-timer.ts";
+import { messageOf } from "#base/errors.ts";
+import type { Logger } from "#base/log.ts";
+import type { Clock, Millis } from "#base/time.ts";
+import type { ChangeBatch } from "./change-batch.ts";
+import type { DeviceControl, DeviceReading } from "./parts.ts";
+import type { ReadingTime } from "./peer-reading.ts";
+import { ReadingPace, type Watching } from "./reading-pace.ts";
+
+export interface ReadingLoopDeps {
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly control: () => DeviceControl;
+  readonly batch: Pick<ChangeBatch, "settled">;
+  readonly watching: () => Watching;
+  /** Takes a reading; true when user traffic moved. */
+  readonly take: (reading: DeviceReading, time: ReadingTime) => boolean;
+}
+
+/** After one that failed. */
+const FAILURE_PAUSE: Millis = 1_000;
+
+/** Reads the device's counters at the pace of ReadingPace: one at a time, none while nobody is of interest. */
+export class ReadingLoop {
+  readonly #deps: ReadingLoopDeps;
+  readonly #pace = new ReadingPace();
+  readonly #timer: DeadlineTimer;
+  #reading: Promise<void> | undefined;
+  #failing = false;
+  #closed = false;
+  #count = 0;
+
+  constructor(deps: ReadingLoopDeps) {
+    this.#deps = deps;
+    this.#timer = new DeadlineTimer(deps.clock, () => this.#begin());
+  }
+
+  /** Readings so far. */
+  get count(): number {
+    return this.#count;
+  }
+
+  get lastStart(): Millis {
+    return this.#pace.lastStart;
+  }
+
+  /** Something happened that the next readings will show. */
+  look(): void {
+    this.#pace.look(this.#deps.clock.now());
+    this.arm();
+  }
+
+  want(at: Millis): void {
+    this.#pace.want(at);
+    this.arm();
+  }
+
+  /** Called when somebody fell asleep or woke. */
+  arm(): void {
+    if (this.#closed || this.#reading) return;
+    this.#timer.set(this.#pace.next(this.#deps.watching()));
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    this.#timer.set(undefined);
+    await this.#reading;
+  }
+
+  #begin(): void {
+    if (this.#closed || this.#reading) return;
+    this.#reading = this.#read().finally(() => {
+      this.#reading = undefined;
+      this.arm();
+    });
+  }
+
+  async #read(): Promise<void> {
+    const { clock, log, batch, take } = this.#deps;
+    const control = this.#deps.control();
+    const start = clock.now();
+    const { settled } = batch;
+    let busy = false;
+    try {
+      const reading = await control.read();
+      if (this.#closed || control !== this.#deps.control()) return;
+      this.#count++;
+      this.#failing = false;
+      busy = take(reading, { start, now: clock.now(), wall: clock.wall(), settled });
+    } catch (error) {
+      if (this.#closed) return;
+      if (!this.#failing) log.warn("device cannot be read", { err: messageOf(error) });
+      this.#failing = true;
+    } finally {
+      const now = clock.now();
+      this.#pace.note(start, now, busy);
+      if (this.#failing) this.#pace.pauseUntil(now + FAILURE_PAUSE);
+    }
+  }
+}
