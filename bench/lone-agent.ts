@@ -1,8 +1,9 @@
 import type { networkInterfaces } from "node:os";
 import { NameService } from "#agent/dns/name-service.ts";
 import { Engine, type EngineDeps } from "#agent/engine/engine.ts";
+import type { TunnelInterface } from "#agent/routing/interface-linux.ts";
 import { Emitter } from "#base/emitter.ts";
-import { parsePrefix } from "#base/ip.ts";
+import { formatPrefix, parsePrefix } from "#base/ip.ts";
 import { PrivateKey, type PublicKey } from "#base/keys.ts";
 import { silentLogger } from "#base/log.ts";
 import type { Clock } from "#base/time.ts";
@@ -36,6 +37,8 @@ export interface LoneAgent {
   readonly sent: { readonly to: PublicKey; readonly body: Body }[];
   /** Commands to the data worker by name. */
   readonly commands: Map<string, number>;
+  /** Routes of the interface, each time it was configured. */
+  readonly routes: readonly (readonly string[])[];
   close(): void;
 }
 
@@ -47,6 +50,7 @@ export function createLoneAgent(clock: Clock): LoneAgent {
   const key = PrivateKey.generate();
   const events = new Emitter<DataPlaneEvents>();
   const commands = new Map<string, number>();
+  const routesGiven: string[][] = [];
   const facts: Partial<Plane> = {
     events,
     features: [],
@@ -102,7 +106,12 @@ export function createLoneAgent(clock: Clock): LoneAgent {
       signal,
       relay,
       names,
-      tunnel: { apply: async () => [] },
+      tunnel: {
+        apply: async (_, routes) => {
+          routesGiven.push(routes.map(formatPrefix));
+          return [];
+        },
+      } satisfies Pick<TunnelInterface, "apply">,
       management: { reconnect() {} },
       changed: () => {},
       interfaces: () => INTERFACES,
@@ -123,7 +132,7 @@ export function createLoneAgent(clock: Clock): LoneAgent {
     void relay.close();
     void names.close();
   };
-  return { engine, device, events, key, sent, commands, close };
+  return { engine, device, events, key, sent, commands, routes: routesGiven, close };
 }
 
 /** The network that lone agents are in, as 100.70.0.1 and ::1. */

@@ -1,12 +1,14 @@
 /** Large networks: what many idle peers cost an agent's main thread, and two thousand of them at once. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { create } from "@bufbuild/protobuf";
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { SIGNAL_BURST, SIGNAL_RATE } from "#agent/connections/message-budget.ts";
 import { MAX_NEGOTIATING } from "#agent/connections/wake-queue.ts";
 import { PublicKey } from "#base/keys.ts";
 import { ManualClock } from "#base/time.ts";
 import {
+  type NetworkMapSchema,
+  type PerchMapPartSchema,
   type RemotePeerConfig,
   RemotePeerConfigSchema,
   type SyncResponse,
@@ -101,6 +103,42 @@ test("in a map of 10,000 peers one that changed is all that an update touches", 
   assert.equal(agent.engine.connections.size, 9_999);
   const now = [...agent.engine.connections.peers].slice(1).map(({ info }) => info);
   assert.ok(others.every((info, index) => info === now[index]));
+  agent.close();
+});
+
+test("what a map says beside the peers is applied when it changes, and routes when their router comes or goes", () => {
+  const agent = createLoneAgent(new ManualClock());
+  const [router, other, third] = remotes(3) as [RemotePeerConfig, RemotePeerConfig, RemotePeerConfig];
+  let revision = 0;
+  const update = (
+    head: MessageInitShape<typeof NetworkMapSchema>,
+    part: MessageInitShape<typeof PerchMapPartSchema>,
+  ) => {
+    const before = agent.routes.length;
+    revision++;
+    agent.engine.update(
+      create(SyncResponseSchema, {
+        NetworkMap: { ...head, Serial: BigInt(revision) },
+        perch: { epoch: "e", revision, ...part },
+      }),
+    );
+    assert.equal(agent.engine.model.serial, revision);
+    return agent.routes.slice(before);
+  };
+  const put = (...peers: RemotePeerConfig[]) => ({ peers: peers.map((peer) => ({ peer })) });
+  const gone = (peer: RemotePeerConfig) => ({ removed: [PublicKey.toBytes(peer.wgPubKey as PublicKey)] });
+  const network = "192.168.7.0/24";
+  const head = { Routes: [{ ID: "r", NetID: "office", Network: network, Peer: router.wgPubKey, Metric: 1n }] };
+
+  assert.deepEqual(update(head, { reset: true, ...put(other) }), [[]]);
+  assert.deepEqual(update(head, put(third)), []);
+  assert.deepEqual(update(head, gone(third)), []);
+  assert.deepEqual(update(head, put(router)), [[network]], "its router came");
+  assert.deepEqual(update(head, put(third)), []);
+  assert.deepEqual(update(head, gone(router)), [[]], "and went");
+  assert.deepEqual(update(head, put(router)), [[network]]);
+  assert.deepEqual(update({}, put(third)), [[]], "the route is gone");
+  assert.deepEqual(agent.engine.connections.find(router.wgPubKey as PublicKey)?.info.routes, []);
   agent.close();
 });
 

@@ -26,10 +26,12 @@ export interface NameSink {
   applyPart(part: PerchMapPart): void;
   /** The network's settings, whole with each map. */
   applyConfig(config: DNSConfig | undefined, serial: number): void;
+  /** The number of a map whose settings are those of the last one. */
+  noteSerial(serial: number): void;
   /** Networks that are reached through the tunnel. */
   setTunnelNetworks(networks: readonly Prefix[]): void;
-  /** The interface has its addresses, perhaps new ones. */
-  interfaceReady(): void;
+  /** The interface has its addresses, perhaps new ones; `isNew`: it is another one, of which the host knows nothing yet. */
+  interfaceReady(isNew: boolean): void;
 }
 
 /** Our own place in the network. */
@@ -176,12 +178,19 @@ export class NameService implements NameSink, AsyncDisposable {
     this.#learn();
   }
 
+  noteSerial(serial: number): void {
+    this.#serial = serial;
+    this.#responder.knowledge = { ...this.#responder.knowledge, serial };
+  }
+
   setTunnelNetworks(networks: readonly Prefix[]): void {
     this.#tunnelNetworks = networks;
     this.#responder.knowledge = this.#knowledge();
   }
 
-  interfaceReady(): void {
+  interfaceReady(isNew: boolean): void {
+    // resolved keeps what it is told with the interface.
+    if (isNew && this.#host?.kind === "systemd-resolved") this.#told = undefined;
     this.#settleSoon();
   }
 

@@ -1,12 +1,18 @@
 import { networkInterfaces } from "node:os";
-import { create } from "@bufbuild/protobuf";
+import { create, toBinary } from "@bufbuild/protobuf";
 import { messageOf } from "#base/errors.ts";
 import { formatPrefix, maskPrefix, type Prefix } from "#base/ip.ts";
 import type { PresharedKey, PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Millis } from "#base/time.ts";
 import { PROTOCOL_VERSION } from "#base/version.ts";
-import { type NetworkMap, type PerchHeldMap, PerchHeldMapSchema, type SyncResponse } from "#gen/management_pb.ts";
+import {
+  type NetworkMap,
+  NetworkMapSchema,
+  type PerchHeldMap,
+  PerchHeldMapSchema,
+  type SyncResponse,
+} from "#gen/management_pb.ts";
 import type { ManagementClient } from "#management/client/management-client.ts";
 import type { RelayClient } from "#relay/client/relay-client.ts";
 import { isHandshake } from "#relay/protocol/messages.ts";
@@ -16,10 +22,9 @@ import { ConnectionManager } from "../connections/connection-manager.ts";
 import { PacedClock } from "../connections/paced-clock.ts";
 import type { TimelineEntry } from "../control.ts";
 import type { NameSink } from "../dns/name-service.ts";
-import { AgentError } from "../errors.ts";
 import { Firewall, type FirewallStatus } from "../firewall/firewall.ts";
 import { DirectPaths } from "../peer/direct-paths.ts";
-import type { PeerConnection } from "../peer/peer-connection.ts";
+import type { PeerConnection, PeerInfo } from "../peer/peer-connection.ts";
 import { RelayPaths } from "../peer/relay-paths.ts";
 import type { TunnelInterface } from "../routing/interface-linux.ts";
 import { HostRoutes } from "./host-routes.ts";
@@ -84,8 +89,12 @@ export class Engine {
   readonly #book: PeerBook;
   readonly #hostRoutes = new HostRoutes();
   readonly #interfaces: RecentInterfaces;
+  /** The last part's map as bytes, without its number. */
+  #head: Uint8Array | undefined;
   /** Groups, forwards and routes of the model are not applied yet. */
   #headChanged = false;
+  /** The interface is not as it should be: the next map tries again. */
+  #interfaceIsDue = false;
   #held: PerchHeldMap = create(PerchHeldMapSchema);
   #localLazy: boolean | undefined;
   #stunUris: readonly string[] = [];
@@ -208,7 +217,9 @@ export class Engine {
     if (part) this.#firewall.applyPart(part);
     else if (map) this.#firewall.applyMap(map);
     const difference = createDifference();
-    if (map) this.#applyHead(map, difference);
+    const isNewHead = map !== undefined && this.#noteHead(map, part !== undefined);
+    if (map && isNewHead) this.#applyHead(map, difference);
+    else this.#model = { ...this.#model, serial };
     if (part) this.#book.applyPart(part, difference);
     else if (map) this.#book.replace(map.remotePeersIsEmpty ? [] : map.remotePeers, difference);
     for (const problem of difference.problems) this.#deps.log.warn("part of the network map left out", { problem });
@@ -216,7 +227,10 @@ export class Engine {
     const { names } = this.#deps;
     names?.applyPeers(difference);
     if (part) names?.applyPart(part);
-    if (map) names?.applyConfig(map.DNSConfig, serial);
+    // Records that a peer has as well are the peer's as long as it is there.
+    const hasRecords = map?.DNSConfig?.CustomZones.some(({ Records }) => Records.length > 0) ?? false;
+    if (map && (isNewHead || hasRecords)) names?.applyConfig(map.DNSConfig, serial);
+    else if (map) names?.noteSerial(serial);
     // What the agent has is known when the last part is there: a stream that ends before begins where this one did.
     if (part && !part.more) this.#held = create(PerchHeldMapSchema, { epoch: part.epoch, revision: part.revision });
     if (!map) return;
@@ -229,6 +243,16 @@ export class Engine {
       removed: difference.removed.length,
       elapsedMs: Math.round((performance.now() - startedAt) * 100) / 100,
     });
+  }
+
+  /**
+   * False when all that comes beside the peers is as it was, which is nearly always so: compared as bytes, where no peers are
+   * among them. Reading it again would cost several times what one changed peer does.
+   */
+  #noteHead(map: NetworkMap, isPart: boolean): boolean {
+    const before = this.#head;
+    this.#head = isPart ? toBinary(NetworkMapSchema, { ...map, Serial: 0n }) : undefined;
+    return !before || !this.#head || Buffer.compare(before, this.#head) !== 0;
   }
 
   /** Everything of a map but the peers: it comes whole with every map, and with the last part of one. */
@@ -257,13 +281,15 @@ export class Engine {
     for (const { key } of added) this.#deps.relay.registerPeer(key);
     if (removed.length + changed.length + added.length > 0) this.connections.apply(difference);
     const hosts = this.#hostRoutes.apply(difference);
-    if (!this.#headChanged && !hosts) return;
-    if (this.#headChanged) {
-      this.connections.setGroups(this.#model.routes.groups);
-      this.connections.setForwardTargets(this.#forwardPeers());
-    }
+    const { routes, forwardTargets } = this.#model;
+    const isNew = this.#headChanged;
     this.#headChanged = false;
-    this.#applyInterface();
+    if (isNew) this.connections.setGroups(routes.groups);
+    if (isNew || forwardTargets.size > 0) this.connections.setForwardTargets(this.#forwardPeers());
+    // A router that comes or goes brings its networks along, whether or not the head names them anew.
+    const isRouter = ({ key }: PeerInfo): boolean => routes.byPeer.has(key);
+    const routed = added.some(isRouter) || changed.some(isRouter) || removed.some((key) => routes.byPeer.has(key));
+    if (isNew || hosts || routed || this.#interfaceIsDue) this.#applyInterface();
   }
 
   /** Servers from a login or a Sync message. */
@@ -284,6 +310,11 @@ export class Engine {
   setLazy(value: boolean | undefined): void {
     this.#localLazy = value;
     this.connections.setLazy(this.#wantLazy());
+  }
+
+  /** The device has another interface of the same name, without addresses and routes. */
+  renewInterface(): void {
+    if (!this.#closed) this.#applyInterface(true);
   }
 
   close(): void {
@@ -313,16 +344,22 @@ export class Engine {
     }
   }
 
-  #applyInterface(): void {
+  #applyInterface(isNew = false): void {
     const { tunnel, log, names } = this.#deps;
     const routes = this.#routes();
+    this.#interfaceIsDue = false;
     names?.setTunnelNetworks(routes);
+    if (isNew) tunnel.forget();
     tunnel.apply(interfaceAddresses(this.#own), routes).then(
       (problems) => {
+        if (problems.length > 0) this.#interfaceIsDue = true;
         for (const problem of problems) log.warn("interface only in part", { problem });
-        names?.interfaceReady();
+        names?.interfaceReady(isNew);
       },
-      (err: unknown) => log.error("interface not configured", { err: messageOf(err) }),
+      (err: unknown) => {
+        this.#interfaceIsDue = true;
+        log.error("interface not configured", { err: messageOf(err) });
+      },
     );
   }
 
@@ -373,8 +410,3 @@ function overlayRanges(own: OwnConfig): Prefix[] {
   return interfaceAddresses(own).map(maskPrefix);
 }
 
-/** A device this build cannot drive. Throws AgentError `unsupported-device`. */
-export function assertSupportedDevice(device: string): void {
-  if (device === "embedded" || device === "auto") return;
-  throw new AgentError("unsupported-device", `--device ${device} is not supported yet; use embedded`);
-}

@@ -45,6 +45,8 @@ export class Firewall {
   readonly #access = new Map<string, readonly SourceAccess[]>();
   /** The map is told by peers. */
   #byPeer = false;
+  /** Those about the whole network as they came: every part that ends a change has them. */
+  #networkRules: readonly Uint8Array[] | undefined;
   /** One list for all sources with the same rules. */
   readonly #lists = new Map<string, readonly SourceRule[]>();
   #rules = 0;
@@ -95,7 +97,9 @@ export class Firewall {
       }
       for (const bytes of part.removed) if (bytes.length === 32) this.#put(PublicKey.fromBytes(bytes), NONE);
       if (part.more) return;
-      this.#put(NETWORK, [...convertRules(decodeRules(part.rules, problems), problems).values()]);
+      if (!isSameRules(this.#networkRules, part.rules))
+        this.#put(NETWORK, [...convertRules(decodeRules(part.rules, problems), problems).values()]);
+      this.#networkRules = part.rules;
       this.#seen?.add(NETWORK);
       if (this.#seen) this.#keepOnly(this.#seen);
       this.#seen = undefined;
@@ -136,6 +140,7 @@ export class Firewall {
     this.#access.clear();
     this.#lists.clear();
     this.#rules = 0;
+    this.#networkRules = undefined;
     this.#seen = undefined;
   }
 
@@ -197,6 +202,10 @@ export class Firewall {
 
 function isSame(a: Prefix, b: Prefix): boolean {
   return a.address === b.address && a.bits === b.bits;
+}
+
+function isSameRules(before: readonly Uint8Array[] | undefined, rules: readonly Uint8Array[]): boolean {
+  return before?.length === rules.length && rules.every((bytes, index) => Buffer.compare(bytes, before[index]!) === 0);
 }
 
 /** A rule that is broken may be one to drop, so without it none of the peer's others counts. */
