@@ -11,7 +11,7 @@ export type DaemonErrorCode =
   | "daemon-forbidden"
   /** Another daemon has the socket or the state directory. */
   | "daemon-running"
-  /** The daemon went away, or does not speak our protocol. */
+  /** The daemon went away, does not speak our protocol, or is of another version. */
   | "daemon-lost"
   /** The socket, its directory or the state directory cannot be made or read. */
   | "daemon-path"
