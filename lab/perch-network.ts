@@ -17,6 +17,9 @@ const STUN_PORT = 3478;
 const READY_TIMEOUT: Millis = 90_000;
 const EXIT_TIMEOUT: Millis = 10_000;
 
+/** Names of interfaces given out by this process. */
+let interfacesNamed = 0;
+
 export interface PerchNetworkOptions {
   /** Host that runs `perch server`; it must be reachable from all others. */
   readonly server: string;
@@ -273,10 +276,22 @@ export class PerchNetwork implements AsyncDisposable {
     await waitFor(() => agent.isListening(), `daemon of ${name}`);
     await agent.up([
       ...["--management-url", this.managementUrl, "--setup-key", this.#setupKey, "--hostname", name],
+      ...this.#interfaceFlags(name),
       ...(this.#options.inactivity ? ["--inactivity-threshold", this.#options.inactivity] : []),
       ...(this.#options.upFlags?.(name) ?? []),
     ]);
     this.#options.log?.(`${name} is up as ${agent.address}`);
+  }
+
+  /**
+   * Programs that implement WireGuard keep their control sockets in one folder for all network namespaces: each agent's interface
+   * gets a name of its own on this machine.
+   */
+  #interfaceFlags(name: string): readonly string[] {
+    const flags = this.#options.upFlags?.(name) ?? [];
+    const device = flags.includes("--device") ? flags[flags.indexOf("--device") + 1] : process.env.PERCH_DEVICE;
+    if (device !== "wireguard-go" || flags.includes("--interface-name")) return [];
+    return ["--interface-name", `pl${process.pid.toString(36)}x${(interfacesNamed++).toString(36)}`];
   }
 
   /** Ends the daemon and starts it again; it comes up by itself with its stored settings. */

@@ -223,7 +223,7 @@ class Agent implements AgentControl, AsyncDisposable {
     let session: Session;
     try {
       const login = await this.#login(management, settings, signal, () =>
-        probeDevice(settings.interfaceName, settings.wireguardPort),
+        probeDevice({ clock: this.#deps.clock, log: this.#deps.log }, settings),
       );
       this.#become("starting", "creating the interface");
       session = await openSession(this.#deps, {
@@ -256,13 +256,13 @@ class Agent implements AgentControl, AsyncDisposable {
 
   /**
    * A known peer logs in by its key; an unknown one registers with the setup key (management document, section 4.2), unless
-   * `probe` throws.
+   * `probe` rejects.
    */
   async #login(
     management: ManagementClient,
     settings: AgentSettings,
     signal: AbortSignal,
-    probe?: () => void,
+    probe?: () => Promise<void>,
   ): Promise<LoginResponse> {
     const meta = readSystemMeta({ hostname: settings.hostname, ownInterface: settings.interfaceName });
     try {
@@ -276,7 +276,7 @@ class Agent implements AgentControl, AsyncDisposable {
           { cause: error },
         );
       }
-      probe?.();
+      await probe?.();
       await management.login({ setupKey: settings.setupKey, meta, signal });
       return await management.login({ meta, signal });
     }

@@ -180,6 +180,16 @@ const TABLE: readonly (readonly [title: string, Partial<AgentFacts>, Area, Findi
     "note",
     /data worker died 2 times .* another took over/,
   ],
+  [
+    "wireguard-go died",
+    status({
+      device: { kind: "wireguard-go", features: ["wireguard-go 0.0.1", "loopback-sockets"] },
+      counters: new Map([["worker-restarts", 1]]),
+    }),
+    "device",
+    "note",
+    /^wireguard-go died once/,
+  ],
   ["interface gone", { addresses: [HEALTHY.addresses[0]!] }, "interface", "problem", /perch0 is gone or down/],
   [
     "address taken away",

@@ -255,22 +255,24 @@ function examineClock({ clock, wall, status }: AgentFacts): Finding[] {
 function examineDevice({ status, kernel }: AgentFacts): Finding[] {
   const { device, wireguardPort, mtu, counters } = status;
   if (!device) return [problem("device", "there is none", "perch down, then perch up")];
-  const present = device.features.filter((feature) => feature in FEATURES);
+  const isOurs = device.kind === "embedded";
+  const present = isOurs ? device.features.filter((feature) => feature in FEATURES) : device.features;
   const findings = [
     ok(
       "device",
       `${device.kind}, UDP port ${wireguardPort}, MTU ${mtu}${present.length > 0 ? `; ${present.join(", ")}` : ""}`,
     ),
   ];
-  for (const [feature, loss] of Object.entries(FEATURES)) {
+  for (const [feature, loss] of isOurs ? Object.entries(FEATURES) : []) {
     if (!device.features.includes(feature))
       findings.push(note("device", `without ${feature} (kernel ${kernel}): ${loss}`, ""));
   }
   const restarts = counters.get("worker-restarts") ?? 0;
   if (restarts > 0) {
     const times = restarts === 1 ? "once" : `${restarts} times`;
-    const text = `the data worker died ${times} since the tunnel was built, and another took over`;
-    findings.push(note("device", text, "the daemon's log has the cause; please report it"));
+    const who = isOurs ? "the data worker" : device.kind;
+    const text = `${who} died ${times} since the tunnel was built, and another took over`;
+    findings.push(note("device", text, `the daemon's log has the cause${isOurs ? "; please report it" : ""}`));
   }
   if ((counters.get("gso-disabled") ?? 0) > 0) {
     const text = "udp-gso was switched off: the way out of this machine refused it";

@@ -14,7 +14,7 @@ import type { AgentSettings, TimelineEntry } from "./control.ts";
 import { chooseHostResolver } from "./dns/choose-resolver-linux.ts";
 import { NameService } from "./dns/name-service.ts";
 import { ResolverRecordStore } from "./dns/resolver-record.ts";
-import { assertSupportedDevice, Engine, interfaceAddresses } from "./engine/engine.ts";
+import { Engine, interfaceAddresses } from "./engine/engine.ts";
 import { parseInfrastructure } from "./engine/infrastructure.ts";
 import { parseOwnConfig } from "./engine/network-map.ts";
 import { AgentError } from "./errors.ts";
@@ -81,7 +81,6 @@ export async function openSession(
 ): Promise<Session> {
   const { clock, log } = deps;
   const { settings, key, management, login } = options;
-  assertSupportedDevice(settings.device);
   if (!login.peerConfig)
     throw new AgentError("map-invalid", `${settings.managementUrl} sent no address for this machine`);
   const own = parseOwnConfig(login.peerConfig);
@@ -91,8 +90,9 @@ export async function openSession(
   await using undo = new AsyncDisposableStack();
   const device = undo.use(
     await createDevice(
-      { clock, log: log.with({ part: "device" }) },
+      { clock, log: log.with({ part: "device" }), stateDir: deps.stateDir },
       {
+        device: settings.device,
         interfaceName: settings.interfaceName,
         privateKey: key,
         listenPort: settings.wireguardPort,
@@ -101,7 +101,7 @@ export async function openSession(
       },
     ),
   );
-  const tunnel = new TunnelInterface(device.interfaceName);
+  const tunnel = new TunnelInterface(device.interfaceName, device.kind === "embedded" ? undefined : device.mtu);
   for (const problem of await tunnel.apply(interfaceAddresses(own), []))
     log.warn("interface only in part", { problem });
   const signal = new SignalClient({ clock, log: log.with({ part: "signal" }) }, { ...infrastructure.signal, key });
@@ -171,7 +171,10 @@ export async function openSession(
 
   const { promise: ended, resolve: end } = Promise.withResolvers<SessionEnd>();
   device.events.on("gone", ({ reason }) => end({ needsLogin: false, reason: `the interface is gone: ${reason}` }));
-  device.events.on("worker-restarted", () => options.changed("none"));
+  device.events.on("worker-restarted", () => {
+    if (device.kind !== "embedded") engine.renewInterface();
+    options.changed("none");
+  });
   const stop = new AbortController();
   let syncing: Promise<void> | undefined;
   let rehearsal: Rehearsal | undefined;

@@ -4,6 +4,7 @@ import { messageOf } from "#base/errors.ts";
 import { restoreResolvConf } from "../dns/resolver-file-linux.ts";
 import { ResolverRecordStore } from "../dns/resolver-record.ts";
 import type { Restoration } from "../host-record.ts";
+import { DeviceRecordStore, restoreDevice } from "../routing/device-record.ts";
 import { DaemonError } from "./daemon-error.ts";
 import { takeLock } from "./state-lock.ts";
 import { removeDeadSocket } from "./unix-listener.ts";
@@ -21,12 +22,15 @@ const DRAFT = /\.new$/;
 type Restorer = (stateDir: string) => Restoration | Promise<Restoration>;
 
 /** One line for each kind of change that outlives our process, the last one made first. */
-const RESTORERS: readonly Restorer[] = [(stateDir) => restoreResolvConf(new ResolverRecordStore(stateDir))];
+const RESTORERS: readonly Restorer[] = [
+  (stateDir) => restoreResolvConf(new ResolverRecordStore(stateDir)),
+  (stateDir) => restoreDevice(new DeviceRecordStore(stateDir)),
+];
 
 /**
  * Puts back what an agent changed on this machine and, dying, could not put back itself; takes away what it left half written in
- * its directory. Interface, addresses, routes and rules went with its process: the kernel removes them. Idempotent; the caller
- * holds the daemon's lock.
+ * its directory. What hangs on the embedded device went with its process: the kernel removes it. Idempotent; the caller holds
+ * the daemon's lock.
  */
 export async function restoreMachine(stateDir: string): Promise<Restoration> {
   const done: string[] = [];

@@ -409,4 +409,3 @@ export function interfaceAddresses(own: OwnConfig): Prefix[] {
 function overlayRanges(own: OwnConfig): Prefix[] {
   return interfaceAddresses(own).map(maskPrefix);
 }
-

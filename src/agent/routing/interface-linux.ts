@@ -14,12 +14,15 @@ const ROUTE_METRIC = 5120;
  */
 export class TunnelInterface {
   readonly #name: string;
+  readonly #mtu: number | undefined;
   #addresses = new Map<string, Prefix>();
   #routes = new Map<string, Prefix>();
   #tail: Promise<unknown> = Promise.resolve();
 
-  constructor(name: string) {
+  /** `mtu` of an interface that does not have it yet. */
+  constructor(name: string, mtu?: number) {
     this.#name = name;
+    this.#mtu = mtu;
   }
 
   /**
@@ -32,6 +35,14 @@ export class TunnelInterface {
     const next = this.#tail.then(() => this.#apply(addresses, routes));
     this.#tail = next.catch(() => {});
     return next;
+  }
+
+  /** The interface is another one of the same name, down and bare: the next `apply` gives it everything. */
+  forget(): void {
+    this.#tail = this.#tail.then(() => {
+      this.#addresses.clear();
+      this.#routes.clear();
+    });
   }
 
   async #apply(addresses: readonly Prefix[], routes: readonly Prefix[]): Promise<readonly string[]> {
@@ -63,7 +74,10 @@ export class TunnelInterface {
         wished.set(`address replace ${text} dev ${this.#name} nodad`, forget);
       } else needed.push(`address replace ${text} dev ${this.#name}`);
     }
-    if (this.#addresses.size === 0) needed.push(`link set ${this.#name} up`);
+    if (this.#addresses.size === 0) {
+      if (this.#mtu !== undefined) needed.push(`link set ${this.#name} mtu ${this.#mtu}`);
+      needed.push(`link set ${this.#name} up`);
+    }
     for (const text of wantedRoutes.keys()) {
       if (!this.#routes.has(text)) wished.set(this.#route("add", text), () => this.#routes.delete(text));
     }

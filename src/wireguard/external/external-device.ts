@@ -36,6 +36,8 @@ export interface ExternalDeviceOptions {
   readonly privateKey: PrivateKey;
   readonly listenPort: number;
   readonly mtu: number;
+  /** Who implements it, such as `wireguard-go 0.0.20230223`: one of the device's features. */
+  readonly program?: string | undefined;
 }
 
 /**
@@ -53,12 +55,12 @@ export class ExternalDevice implements WireGuardDevice {
   readonly publicKey: PublicKey;
   readonly listenPort: number;
   readonly mtu: number;
-  readonly features: readonly string[];
   readonly events = new Emitter<DeviceEvents>();
   readonly #clock: Clock;
   readonly #log: Logger;
   readonly #parts: ExternalDeviceParts;
   readonly #privateKey: PrivateKey;
+  readonly #program: string | undefined;
   readonly #check: InitiatorCheck;
   readonly #batch: ChangeBatch;
   readonly #teller: DeviceTeller;
@@ -83,7 +85,7 @@ export class ExternalDevice implements WireGuardDevice {
     this.kind = backend.kind;
     this.listenPort = options.listenPort;
     this.mtu = options.mtu;
-    this.features = [localEnds.name];
+    this.#program = options.program;
     const local = new LocalIdentity(options.privateKey);
     this.publicKey = local.publicKey;
     this.#check = new InitiatorCheck(local);
@@ -111,6 +113,11 @@ export class ExternalDevice implements WireGuardDevice {
       count: (name, by) => this.#count(name, by),
     });
     this.#listen();
+  }
+
+  get features(): readonly string[] {
+    const local = this.#parts.localEnds.name;
+    return this.#program === undefined ? [local] : [this.#program, local];
   }
 
   get interfaceName(): string {
@@ -148,7 +155,11 @@ export class ExternalDevice implements WireGuardDevice {
     }
     if (peer.keepalive !== keepalive) {
       peer.keepalive = keepalive;
-      if (peer.use && peer.use.toldKeepalive > 0) this.#teller.keepalive(peer, keepalive);
+      // Off first: a device goes on waiting for the end of the interval that it began.
+      if (peer.use && peer.use.toldKeepalive > 0) {
+        this.#teller.keepalive(peer, 0);
+        this.#teller.keepalive(peer, keepalive);
+      }
     }
     if (peer.mode === config.mode) return;
     this.#awake += config.mode === "awake" ? 1 : -1;
@@ -280,8 +291,9 @@ export class ExternalDevice implements WireGuardDevice {
   counters(): ReadonlyMap<string, number> {
     let staged = 0;
     for (const { use } of this.#watched) staged += use?.held.bytes ?? 0;
-    const { localEnds, sharedPort } = this.#parts;
+    const { localEnds, sharedPort, rules } = this.#parts;
     return new Map<string, number>([
+      ...(rules.counters?.() ?? []),
       ...(localEnds.counters?.() ?? []),
       ...(sharedPort.counters?.() ?? []),
       ...this.#counters,

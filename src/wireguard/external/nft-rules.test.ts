@@ -24,6 +24,10 @@ class PaperNft implements Nft {
     throw new ExternalDeviceError("control-failed", "refused");
   }
 
+  async count(): Promise<number> {
+    return 7;
+  }
+
   watchRemovals(removed: (table: string) => void): () => void {
     this.watchers++;
     this.removed = removed;
@@ -126,6 +130,19 @@ test("a table that is gone is made again, one of another interface is not ours",
   await rules.settled();
   assert.equal(nft.texts.length, 2);
   assert.equal(nft.texts[1], nft.texts[0]);
+});
+
+test("dropped packets are counted when somebody asks, at most once a second, and over tables", async () => {
+  const { nft, rules } = await open();
+  rules.set({ inbound: [], otherwise: "drop" });
+  await rules.settled();
+  assert.deepEqual([...rules.counters()], [["drop-filter", 0]]);
+  await Promise.resolve();
+  assert.deepEqual([...rules.counters()], [["drop-filter", 7]]);
+  nft.refusals = 1;
+  rules.setSource(SOURCE, [RULE]);
+  await rules.settled();
+  assert.deepEqual([...rules.counters()], [["drop-filter", 7]], "the new table has counted nothing yet");
 });
 
 test("interfaces with unusual names have tables of their own, and those that nft cannot name have no filter", async () => {

@@ -1,11 +1,22 @@
 import { Emitter } from "#base/emitter.ts";
 import { messageOf } from "#base/errors.ts";
 import { formatPrefix, maskPrefix, type Prefix } from "#base/ip.ts";
+import type { Millis } from "#base/time.ts";
 import { checkRules, type FilterRules, type FilterVerdict, groupBySource, type SourceRule } from "../filter.ts";
 import { ExternalDeviceError } from "./external-error.ts";
 import { type Nft, nftProgram } from "./nft.ts";
-import { isNftInterfaceName, NftTable, nftRemoval, nftTableName, type SourceChange } from "./nft-table.ts";
+import {
+  isNftInterfaceName,
+  NFT_DROP_COUNTER,
+  NftTable,
+  nftRemoval,
+  nftTableName,
+  type SourceChange,
+} from "./nft-table.ts";
 import type { PacketRules, PacketRulesEvents } from "./parts.ts";
+
+/** Between two questions for the count of dropped packets, each of which is a process. */
+const COUNT_INTERVAL: Millis = 1000;
 
 /** A set of rules; sources by their text, those without rules are not there. */
 interface Wanted {
@@ -35,6 +46,10 @@ export class NftRules implements PacketRules {
   readonly #changed = new Map<string, Prefix>();
   #isChanged = false;
   #working: Promise<void> | undefined;
+  /** Packets dropped, as far as they were counted last; of earlier tables. */
+  #dropped = 0;
+  #droppedBefore = 0;
+  #countedAt = Number.NEGATIVE_INFINITY;
   #closed = false;
 
   private constructor(interfaceName: string, nft: Nft, unusable: ExternalDeviceError | undefined) {
@@ -79,6 +94,25 @@ export class NftRules implements PacketRules {
     else this.#wanted.sources.delete(text);
     this.#changed.set(text, source);
     this.#work();
+  }
+
+  /** `drop-filter` is what the last question had for an answer, and asks anew: who looks now and then is a moment behind. */
+  counters(): ReadonlyMap<string, number> {
+    const now = performance.now();
+    if (this.#table && now - this.#countedAt >= COUNT_INTERVAL) {
+      this.#countedAt = now;
+      void this.#count(this.#table);
+    }
+    return new Map([["drop-filter", this.#droppedBefore + this.#dropped]]);
+  }
+
+  async #count(table: NftTable): Promise<void> {
+    try {
+      const dropped = await this.#nft.count(nftTableName(this.#interfaceName), NFT_DROP_COUNTER);
+      if (table === this.#table) this.#dropped = dropped;
+    } catch {
+      // It is being taken away.
+    }
   }
 
   async settled(): Promise<void> {
@@ -165,6 +199,8 @@ export class NftRules implements PacketRules {
       this.#isMade = true;
       await this.#nft.run(table.create(sources.values(), otherwise));
       this.#table = table;
+      this.#droppedBefore += this.#dropped;
+      this.#dropped = 0;
       this.#watch();
       return;
     }

@@ -34,6 +34,10 @@ const ICMP = { 4: 1, 6: 58 } as const;
 /** Elements in one line: nft reads a line of any length, but a person who looks at one does not. */
 const ELEMENTS_PER_LINE = 500;
 
+/** Of the table: packets that the rules kept out. */
+export const NFT_DROP_COUNTER = "dropped";
+const DROP = `counter name ${NFT_DROP_COUNTER} drop`;
+
 type Family = 4 | 6;
 const FAMILIES: readonly Family[] = [4, 6];
 /** In the order in which they are asked: a rule to drop wins. */
@@ -121,7 +125,7 @@ export class NftTable {
       "judge meta nfproto ipv4 goto rules4",
       // Behind extension headers that cannot be read to their end no comparison is true.
       `judge meta l4proto != ${RESERVED_PROTOCOL} goto rules6`,
-      "judge drop",
+      `judge ${DROP}`,
       `replies ${ofService} ip saddr . tcp sport . ip daddr . tcp dport @older4 goto rules4`,
       `replies ${ofService} ip6 saddr . tcp sport . ip6 daddr . tcp dport @older6 goto rules6`,
       "replies accept",
@@ -131,6 +135,7 @@ export class NftTable {
     ];
     const lines = [
       `add table ${table}`,
+      `add counter ${table} ${NFT_DROP_COUNTER}`,
       older(4, "ipv4_addr"),
       older(6, "ipv6_addr"),
       ...["rules4", "rules6", "replies", "judge", "remember"].map((chain) => `add chain ${table} ${chain}`),
@@ -233,7 +238,7 @@ export class NftTable {
         .filter((lookup) => lookup.verdict === verdict)
         .sort((a, b) => b.bits - a.bits)
         .map(({ name, bits }) => `${sourceText(family, bits)} vmap @${name}`);
-    return [...VERDICTS.flatMap(ofVerdict), otherwise].join("\n");
+    return [...VERDICTS.flatMap(ofVerdict), verdictText(otherwise)].join("\n");
   }
 }
 
@@ -317,7 +322,7 @@ class Transaction {
 function ruleLines({ destination, protocol, ports, verdict }: SourceRule, family: Family): string[] {
   const to = destination && destination.bits > 0 ? `${ip(family)} daddr ${formatPrefix(maskPrefix(destination))} ` : "";
   const transports = protocol === "all" && ports ? (["tcp", "udp"] as const) : [protocol];
-  return transports.map((transport) => `${to}${protocolText(transport, ports, family)}${verdict}`);
+  return transports.map((transport) => `${to}${protocolText(transport, ports, family)}${verdictText(verdict)}`);
 }
 
 function protocolText(protocol: FilterProtocol, ports: PortRange | undefined, family: Family): string {
@@ -333,6 +338,10 @@ function protocolText(protocol: FilterProtocol, ports: PortRange | undefined, fa
     default:
       return unreachable(protocol);
   }
+}
+
+function verdictText(verdict: FilterVerdict): string {
+  return verdict === "drop" ? DROP : "accept";
 }
 
 function familyOf({ address }: Prefix): Family {

@@ -11,37 +11,49 @@ export interface Nft {
    * ExternalDeviceError `program-missing`, `not-permitted`, `kernel-unsupported` or `control-failed`.
    */
   run(text: string, options?: { readonly check?: boolean }): Promise<void>;
+  /** Packets that a counter of a table (`FAMILY NAME`) has counted. Throws as `run`. */
+  count(table: string, counter: string): Promise<number>;
   /** Tells of tables that go, whoever takes them away, as `FAMILY NAME`. Best effort. The returned function ends it. */
   watchRemovals(removed: (table: string) => void): () => void;
 }
 
 /** nft as a program; `command` with what comes before its options. */
 export function nftProgram(command: readonly [string, ...string[]] = ["nft"]): Nft {
+  const [program, ...before] = command;
   // Debian has it where the PATH of a plain user does not look.
   const env = { ...process.env, PATH: `${process.env.PATH ?? ""}:/usr/sbin:/sbin`, LC_ALL: "C" };
-  const [program, ...before] = command;
+  const run = (args: readonly string[], text: string): Promise<string> =>
+    new Promise((resolve, reject) => {
+      const child = spawn(program, [...before, ...args], { stdio: ["pipe", "pipe", "pipe"], env });
+      let output = "";
+      let errors = "";
+      child.stdout.setEncoding("utf8").on("data", (more: string) => {
+        output += more;
+      });
+      child.stderr.setEncoding("utf8").on("data", (more: string) => {
+        if (errors.length < ERROR_MAX_BYTES) errors += more;
+      });
+      child.on("error", (cause: NodeJS.ErrnoException) => {
+        const isMissing = cause.code === "ENOENT";
+        const reason = isMissing ? `${program} is not installed (Debian: nftables)` : cause.message;
+        const code = isMissing ? "program-missing" : "control-failed";
+        reject(new ExternalDeviceError(code, `access rules: ${reason}`, { cause }));
+      });
+      child.on("close", (code, signal) => {
+        if (code === 0) resolve(output);
+        else reject(refusal(errors.slice(0, ERROR_MAX_BYTES).trim() || `nft ended with ${signal ?? code}`));
+      });
+      child.stdin.on("error", () => {});
+      child.stdin.end(text);
+    });
   return {
-    run: (text, { check = false } = {}) =>
-      new Promise((resolve, reject) => {
-        const args = [...before, ...(check ? ["--check"] : []), "-f", "-"];
-        const child = spawn(program, args, { stdio: ["pipe", "ignore", "pipe"], env });
-        let errors = "";
-        child.stderr.setEncoding("utf8").on("data", (more: string) => {
-          if (errors.length < ERROR_MAX_BYTES) errors += more;
-        });
-        child.on("error", (cause: NodeJS.ErrnoException) => {
-          const isMissing = cause.code === "ENOENT";
-          const reason = isMissing ? `${program} is not installed (Debian: nftables)` : cause.message;
-          const code = isMissing ? "program-missing" : "control-failed";
-          reject(new ExternalDeviceError(code, `access rules: ${reason}`, { cause }));
-        });
-        child.on("close", (code, signal) => {
-          if (code === 0) resolve();
-          else reject(refusal(errors.slice(0, ERROR_MAX_BYTES).trim() || `nft ended with ${signal ?? code}`));
-        });
-        child.stdin.on("error", () => {});
-        child.stdin.end(text);
-      }),
+    async run(text, { check = false } = {}) {
+      await run([...(check ? ["--check"] : []), "-f", "-"], text);
+    },
+    async count(table, counter) {
+      const text = await run(["list", "counter", ...table.split(" "), counter], "");
+      return Number(/packets (\d+)/.exec(text)?.[1] ?? 0);
+    },
     watchRemovals(removed) {
       const monitor = [...command, "monitor", "destroy", "tables"];
       let child: ChildProcess;

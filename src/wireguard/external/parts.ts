@@ -152,6 +152,8 @@ export interface PacketRules extends AsyncDisposable {
   setSource(source: Prefix, rules: readonly SourceRule[]): void;
   /** Resolves when all that was asked for is in force, or has failed. */
   settled(): Promise<void>;
+  /** What was dropped (`drop-filter`), maybe as it was a moment ago. */
+  counters?(): ReadonlyMap<string, number>;
   /** Lets everything pass again and leaves nothing behind; idempotent. */
   close(): Promise<void>;
 }
