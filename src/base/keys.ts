@@ -151,6 +151,11 @@ export class PresharedKey {
     return this.#bytes.toString("base64");
   }
 
+  /** Base64 as ASCII bytes, for files; the caller wipes it. */
+  encode(): Uint8Array {
+    return encodeKey(this.#bytes);
+  }
+
   equals(other: PresharedKey): boolean {
     return timingSafeEqual(this.#bytes, other.#bytes);
   }

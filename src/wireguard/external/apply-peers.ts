@@ -11,33 +11,33 @@ export interface Refusal {
   readonly reason: string;
 }
 
+/** Changes that are sent at once, and how. */
+export interface PeerBatch {
+  readonly changes: readonly PeerChange[];
+  send(changes: readonly PeerChange[]): Promise<Refusal | undefined>;
+}
+
 /**
- * Has `send` apply the changes, as many at a time as `take` says, in order. Where it refuses, halves are sent again until what it
- * refuses is found: a change says what is to be, so twice is as good as once. All others are applied. Then throws
- * ExternalDeviceError `control-failed` with the names of the refused; after 8 of them the rest of the call is left out.
+ * Has the device apply the batches in order. Where it refuses one, halves of it are sent again until what it refuses is found: a change
+ * says what is to be, so twice is as good as once. All others are applied. Then throws ExternalDeviceError `control-failed` with the
+ * names of the refused; after 8 of them the rest of the call is left out.
  */
-export async function applyPeers(
-  peers: readonly PeerChange[],
-  take: (from: number) => number,
-  send: (peers: readonly PeerChange[]) => Promise<Refusal | undefined>,
-): Promise<void> {
+export async function applyPeers(batches: Iterable<PeerBatch>): Promise<void> {
   const refused: string[] = [];
-  const apply = async (part: readonly PeerChange[]): Promise<void> => {
-    const refusal = await send(part);
-    if (!refusal) return;
-    if (part.length === 1) {
-      refused.push(`${PublicKey.short(part[0]!.key)} (${refusal.reason})`);
-      if (refused.length >= REFUSALS_MAX) throw refusedPeers(refused, ", and the rest of the call was given up");
-      return;
-    }
-    const middle = part.length >> 1;
-    await apply(part.slice(0, middle));
-    await apply(part.slice(middle));
-  };
-  for (let from = 0; from < peers.length; ) {
-    const count = take(from);
-    await apply(peers.slice(from, from + count));
-    from += count;
+  for (const batch of batches) {
+    const apply = async (part: readonly PeerChange[]): Promise<void> => {
+      const refusal = await batch.send(part);
+      if (!refusal) return;
+      if (part.length === 1) {
+        refused.push(`${PublicKey.short(part[0]!.key)} (${refusal.reason})`);
+        if (refused.length >= REFUSALS_MAX) throw refusedPeers(refused, ", and the rest of the call was given up");
+        return;
+      }
+      const middle = part.length >> 1;
+      await apply(part.slice(0, middle));
+      await apply(part.slice(middle));
+    };
+    await apply(batch.changes);
   }
   if (refused.length > 0) throw refusedPeers(refused, "");
 }

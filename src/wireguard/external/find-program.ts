@@ -1,22 +1,21 @@
 import { accessSync, constants } from "node:fs";
-import { delimiter, join } from "node:path";
+import { delimiter, isAbsolute, join } from "node:path";
 import { ExternalDeviceError } from "./external-error.ts";
 
 /** PATH, and where a plain user's PATH does not look. */
 export const PROGRAM_PATH = [process.env.PATH, "/usr/sbin", "/sbin"].filter(Boolean).join(delimiter);
 
-/** Its whole path, or undefined: there is none. */
+/** The whole path of a program with this name or path, or undefined: there is none. */
 export function findProgram(name: string): string | undefined {
-  return PROGRAM_PATH.split(delimiter)
-    .map((folder) => join(folder, name))
-    .find((path) => {
-      try {
-        accessSync(path, constants.X_OK);
-        return true;
-      } catch {
-        return false;
-      }
-    });
+  const paths = isAbsolute(name) ? [name] : PROGRAM_PATH.split(delimiter).map((folder) => join(folder, name));
+  return paths.find((path) => {
+    try {
+      accessSync(path, constants.X_OK);
+      return true;
+    } catch {
+      return false;
+    }
+  });
 }
 
 /** Throws ExternalDeviceError `program-missing`. */

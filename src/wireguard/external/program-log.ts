@@ -43,7 +43,7 @@ export class ProgramLog {
   #line(line: string): void {
     // `ERROR: (perch0) 2026/01/31 23:59:59 what happened`
     const [, level, said = line] = /^(ERROR|DEBUG): (?:\([^)]*\) )?(.*)$/.exec(line) ?? [];
-    const text = said.replace(TIME, "").replace(SECRETS, "[key]").slice(0, LINE_MAX_CHARACTERS).trim();
+    const text = withoutKeys(said.replace(TIME, "")).slice(0, LINE_MAX_CHARACTERS).trim();
     if (text === "") return;
     this.#last = text;
     const now = this.#clock.now();
@@ -57,4 +57,9 @@ export class ProgramLog {
     if (level === "DEBUG") this.#log.debug("the WireGuard program says", { text });
     else this.#log.warn("the WireGuard program complains", { text });
   }
+}
+
+/** Whatever looks like a key is not for a log or a message. */
+export function withoutKeys(text: string): string {
+  return text.replace(SECRETS, "[key]");
 }

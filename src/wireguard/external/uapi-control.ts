@@ -1,6 +1,6 @@
 import { join } from "node:path";
 import { errnoName } from "#net/errno.ts";
-import { applyPeers, withRemovals } from "./apply-peers.ts";
+import { applyPeers, type Refusal, withRemovals } from "./apply-peers.ts";
 import { CallQueue } from "./call-queue.ts";
 import { ExternalDeviceError } from "./external-error.ts";
 import type { DeviceControl, DeviceReading, InterfaceChange, PeerChange } from "./parts.ts";
@@ -65,14 +65,11 @@ export class UapiControl implements DeviceControl {
     if (privateKey !== undefined) await talk.demand(encodePrivateKey(privateKey), "its private key");
     if (listenPort !== undefined) await talk.demand(encodeListenPort(listenPort), `the listen port ${listenPort}`);
     const changes = change.replacePeers ? withRemovals(peers, (await talk.read()).peers.keys()) : peers;
-    await applyPeers(
-      changes,
-      (from) => peersInRequest(changes, from),
-      async (part) => {
-        const { errno } = await talk.ask(encodePeerChanges(part));
-        return errno ? { reason: errnoName(errno) } : undefined;
-      },
-    );
+    const send = async (part: readonly PeerChange[]): Promise<Refusal | undefined> => {
+      const { errno } = await talk.ask(encodePeerChanges(part));
+      return errno ? { reason: errnoName(errno) } : undefined;
+    };
+    await applyPeers(requestsOf(changes).map((part) => ({ changes: part, send })));
   }
 
   #talk(): Talk {
@@ -80,12 +77,19 @@ export class UapiControl implements DeviceControl {
   }
 }
 
-function peersInRequest(changes: readonly PeerChange[], from: number): number {
-  let bytes = 0;
-  let next = from;
-  do bytes += peerChangeBytes(changes[next++]!);
-  while (next < changes.length && bytes + peerChangeBytes(changes[next]!) <= REQUEST_MAX_BYTES);
-  return next - from;
+function requestsOf(changes: readonly PeerChange[]): PeerChange[][] {
+  const requests: PeerChange[][] = [];
+  let room = 0;
+  for (const change of changes) {
+    const bytes = peerChangeBytes(change);
+    if (bytes > room) {
+      requests.push([]);
+      room = REQUEST_MAX_BYTES;
+    }
+    requests.at(-1)!.push(change);
+    room -= bytes;
+  }
+  return requests;
 }
 
 /** What a call says: over one connection, and another one after a refusal. */
