@@ -6,6 +6,7 @@ import type { Bench, BenchResult } from "./bench.ts";
 /** Name to module; a module is loaded when it is asked for. */
 const BENCHES: Readonly<Record<string, () => Promise<{ readonly bench: Bench }>>> = {
   "idle-cost": () => import("./idle-cost.ts"),
+  "local-ends": () => import("./local-ends.ts"),
   netmap: () => import("./netmap.ts"),
   relay: () => import("./relay.ts"),
   status: () => import("./status.ts"),

@@ -1,8 +1,11 @@
 import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
+import { setTimeout as pause } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import type { PortsEvent, PortsMessage, PortsRequest } from "./external-ports-host.ts";
 import type { Lab } from "./wireguard-lab.ts";
+
+const PATIENCE_MS = 5000;
 
 /** external-ports-host.ts in a namespace of the lab. */
 export class PortsHost {
@@ -53,7 +56,11 @@ export class PortsHost {
 
   /** The events of a name, when there are so many. */
   async waitFor(name: PortsEvent["name"], count: number): Promise<PortsEvent[]> {
-    while (this.of(name).length < count) await this.#happened.promise;
+    const isLate = pause(PATIENCE_MS, true, { ref: false });
+    while (this.of(name).length < count) {
+      if (await Promise.race([this.#happened.promise, isLate]))
+        throw new Error(`${this.of(name).length} of ${count} events ${name} in ${PATIENCE_MS} ms`);
+    }
     return this.of(name);
   }
 

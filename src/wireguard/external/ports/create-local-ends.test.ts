@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import { describe, type TestContext, test } from "node:test";
 import type { PublicKey } from "#base/keys.ts";
 import { silentLogger } from "#base/log.ts";
@@ -133,4 +134,28 @@ test("a threshold of nothing shares from the first peer on", async (t: TestConte
   await using ends = createLocalEnds({ clock, log: silentLogger }, { devicePort: 1, threshold: 0 });
   ends.open(someKey());
   t.assert.strictEqual(ends.name, "loopback-mac1");
+});
+
+test("without descriptors for a socket each, all share one", { skip: process.platform !== "linux" }, () => {
+  const href = (path: string): string => JSON.stringify(import.meta.resolve(path));
+  const program = `(async () => {
+    const { createLocalEnds } = await import(${href("./create-local-ends.ts")});
+    const { silentLogger: log } = await import(${href("#base/log.ts")});
+    const { systemClock: clock } = await import(${href("#base/time.ts")});
+    const { PublicKey } = await import(${href("#base/keys.ts")});
+    const ends = createLocalEnds({ log, clock }, { devicePort: 4711 });
+    const ports = new Map();
+    ends.events.on("moved", ({ key, endpoint }) => ports.set(key, endpoint.port));
+    for (let i = 0; i < 300; i++) {
+      const key = PublicKey.fromBytes(crypto.getRandomValues(new Uint8Array(32)));
+      ports.set(key, ends.open(key).port);
+    }
+    console.log(JSON.stringify({ name: ends.name, opened: ports.size, lowest: Math.min(...ports.values()) }));
+    await ends[Symbol.asyncDispose]();
+  })()`;
+  const limited = `ulimit -n 120; exec "$0" "$@"`;
+  const { stdout, stderr } = spawnSync("sh", ["-c", limited, process.execPath, "-e", program], { timeout: 10_000 });
+  assert.equal(`${stderr}`, "");
+  const { name, opened, lowest } = JSON.parse(`${stdout}`);
+  assert.deepEqual({ name, opened, isEndpoint: lowest > 0 }, { name: "loopback-mac1", opened: 300, isEndpoint: true });
 });

@@ -5,6 +5,7 @@ import type { PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Timer } from "#base/time.ts";
 import type { LocalEnds, LocalEndsEvents } from "../parts.ts";
+import { descriptorLimit } from "./descriptor-limit.ts";
 import { LoopbackAddresses } from "./loopback-addresses.ts";
 import { LoopbackMac1, MOVE_GRACE } from "./loopback-mac1.ts";
 import { LoopbackSockets } from "./loopback-sockets.ts";
@@ -12,6 +13,8 @@ import type { PortThread } from "./port-thread.ts";
 
 /** Peers with a socket each, at most; more share one. */
 export const DEFAULT_THRESHOLD = 500;
+/** Of the process's descriptors, for sockets of few peers, and as many for those of many that are told apart by mac1. */
+const DESCRIPTOR_SHARE = 1 / 4;
 
 export interface LocalEndsDeps {
   readonly clock: Clock;
@@ -23,7 +26,7 @@ export interface LocalEndsDeps {
 export interface LocalEndsOptions {
   /** 0: not known yet, nothing is accepted. */
   readonly devicePort: number;
-  /** Default DEFAULT_THRESHOLD; 0: all share one from the first on. */
+  /** Default DEFAULT_THRESHOLD, less where the process may not have so many descriptors; 0: all share one from the first on. */
   readonly threshold?: number;
 }
 
@@ -33,7 +36,7 @@ export function createLocalEnds(deps: LocalEndsDeps, options: LocalEndsOptions):
 }
 
 /**
- *                        more than the threshold, or no descriptors left
+ *                              more than the threshold
  *   a socket each (few) -------------------------------------------------> one socket (many)
  *          ^                                                                    |
  *          '--------------- less than half of the threshold -------------------'
@@ -44,8 +47,9 @@ export function createLocalEnds(deps: LocalEndsDeps, options: LocalEndsOptions):
 class ScalingLocalEnds implements LocalEnds {
   readonly events = new Emitter<LocalEndsEvents>();
   readonly #deps: LocalEndsDeps;
-  /** Less when descriptors ran out before. */
-  #threshold: number;
+  readonly #threshold: number;
+  /** Sockets of peers that one kind of ends may have. */
+  readonly #socketsMax = Math.floor(descriptorLimit() * DESCRIPTOR_SHARE);
   readonly #few: LoopbackSockets;
   #many: LoopbackAddresses | LoopbackMac1 | undefined;
   /** The thread died: its socket is there and nobody reads it. */
@@ -61,7 +65,7 @@ class ScalingLocalEnds implements LocalEnds {
   constructor(deps: LocalEndsDeps, options: LocalEndsOptions) {
     this.#deps = deps;
     this.#devicePort = options.devicePort;
-    this.#threshold = options.threshold ?? DEFAULT_THRESHOLD;
+    this.#threshold = Math.min(options.threshold ?? DEFAULT_THRESHOLD, this.#socketsMax);
     this.#few = new LoopbackSockets({ devicePort: options.devicePort });
     this.#listen(this.#few);
     this.#current = this.#few;
@@ -78,16 +82,7 @@ class ScalingLocalEnds implements LocalEnds {
     if (known) return known.open(key);
     this.#arrive(key);
     if (this.#current === this.#few && this.#peers.size >= this.#threshold) this.#passTo(this.#theMany());
-    let endpoint: Endpoint;
-    try {
-      endpoint = this.#current.open(key);
-    } catch (error) {
-      if (this.#current !== this.#few) throw error;
-      this.#deps.log.warn("no socket left for a peer, peers share one from now on", { err: messageOf(error) });
-      this.#threshold = this.#peers.size;
-      this.#passTo(this.#theMany());
-      endpoint = this.#current.open(key);
-    }
+    const endpoint = this.#current.open(key);
     this.#peers.set(key, this.#current);
     return endpoint;
   }
@@ -149,7 +144,7 @@ class ScalingLocalEnds implements LocalEnds {
 
   #makeMany(): LoopbackAddresses | LoopbackMac1 {
     const { thread, log, clock } = this.#deps;
-    const options = { devicePort: this.#devicePort };
+    const options = { devicePort: this.#devicePort, socketsMax: this.#socketsMax };
     if (thread && !this.#deaf) {
       try {
         return LoopbackAddresses.open(thread, options);

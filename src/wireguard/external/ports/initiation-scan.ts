@@ -11,7 +11,7 @@ const RECENT_MAX = 32;
 /**
  * Finds out for whom a handshake message is: its mac1 is keyed with the public key of whoever it is meant for (paper, section
  * 5.4.4), so each peer's key is tried until one fits. 32 bytes of precomputed state and 5 µs for each peer when it is added,
- * 0.2 µs for each that is tried. mac1 proves which peer is meant, and nothing about who asks.
+ * 0.2 to 0.6 µs for each that is tried. mac1 proves which peer is meant, and nothing about who asks.
  */
 export class InitiationScan {
   readonly #slots = new Map<PublicKey, number>();
@@ -66,11 +66,11 @@ export class InitiationScan {
     return undefined;
   }
 
-  /** For whom, of all; `size` tries when it is nobody. */
-  find(datagram: Uint8Array): PublicKey | undefined {
+  /** For whom, of all, and how many keys were tried. */
+  find(datagram: Uint8Array): { readonly key: PublicKey | undefined; readonly tries: number } {
     for (let slot = 0; slot < this.#keys.length; slot++)
-      if (this.#fits(slot, datagram)) return this.#noteFound(this.#keys[slot]!);
-    return undefined;
+      if (this.#fits(slot, datagram)) return { key: this.#noteFound(this.#keys[slot]!), tries: slot + 1 };
+    return { key: undefined, tries: this.#keys.length };
   }
 
   #noteFound(key: PublicKey): PublicKey {

@@ -3,10 +3,13 @@ import { createSocket, type RemoteInfo, type Socket } from "node:dgram";
 import { once } from "node:events";
 import { readdirSync } from "node:fs";
 import { describe, test } from "node:test";
+import { setTimeout as pause } from "node:timers/promises";
 import type { Endpoint } from "#base/ip.ts";
 import { PrivateKey, PublicKey } from "#base/keys.ts";
 import type { LocalEnds } from "../parts.ts";
 import { fakeInitiation } from "./fake-initiation.ts";
+
+const PATIENCE_MS = 3000;
 
 /** One way to make local ends. */
 export interface LocalEndsMaker {
@@ -56,7 +59,11 @@ export class FakeDevice implements AsyncDisposable {
 
   /** The arrivals, when there are so many. */
   async received(count: number): Promise<readonly Arrival[]> {
-    while (this.arrivals.length < count) await this.#arrived.promise;
+    await until(
+      () => this.arrivals.length >= count,
+      () => this.#arrived.promise,
+      () => `${this.arrivals.length} of ${count} datagrams arrived at the device`,
+    );
     return this.arrivals;
   }
 
@@ -100,9 +107,18 @@ export class Watched {
 
   /** The datagrams, when there are so many. */
   async told(count: number): Promise<typeof this.datagrams> {
-    while (this.datagrams.length < count) await this.#told.promise;
+    await until(
+      () => this.datagrams.length >= count,
+      () => this.#told.promise,
+      () => `${this.datagrams.length} of ${count} datagrams were told`,
+    );
     return this.datagrams;
   }
+}
+
+async function until(isDone: () => boolean, change: () => Promise<void>, state: () => string): Promise<void> {
+  const isLate = pause(PATIENCE_MS, true, { ref: false });
+  while (!isDone()) if (await Promise.race([change(), isLate])) throw new Error(`${state()} in ${PATIENCE_MS} ms`);
 }
 
 /** A public key that nobody has the private key of; cheaper than a real one. */

@@ -9,13 +9,13 @@ import { InitiationScan } from "./initiation-scan.ts";
 import { isDevice } from "./loopback-sockets.ts";
 import { PeerSocket, SocketAddress } from "./peer-socket.ts";
 
-/** Keys tried in a second for handshakes of peers that were not found lately: a fifth of a core. */
-export const TRIES_PER_SECOND = 1_000_000;
+/** Keys tried in a second for handshakes of peers that were not found lately: a fifth of a core or so. */
+export const TRIES_PER_SECOND = 500_000;
 /** Handshakes that wait for their turn; of a device that wakes more at once the rest is made again by WireGuard after 5 s. */
-const WAITING_MAX = 256;
+export const WAITING_MAX = 256;
 /** A socket on which nothing passed for longer than any session lasts is not needed to tell what data is for. */
-const SOCKET_REST: Millis = REJECT_AFTER_TIME + 20_000;
-const REST_CHECK_INTERVAL: Millis = 60_000;
+export const SOCKET_REST: Millis = REJECT_AFTER_TIME + 20_000;
+export const REST_CHECK_INTERVAL: Millis = 60_000;
 /** What the device sends to an endpoint that it is told to leave still arrives for so long. */
 export const MOVE_GRACE: Millis = 5000;
 
@@ -33,6 +33,8 @@ export interface LoopbackMac1Deps {
 export interface LoopbackMac1Options {
   /** 0: not known yet, nothing is accepted. */
   readonly devicePort: number;
+  /** Most peers with a socket of their own, default any number; others stay with the shared one, where only handshakes are told. */
+  readonly socketsMax?: number;
 }
 
 /**
@@ -51,6 +53,9 @@ export class LoopbackMac1 implements LocalEnds {
   readonly #shared: PeerSocket;
   readonly #scan = new InitiationScan();
   readonly #peers = new Map<PublicKey, OwnSocket | undefined>();
+  readonly #socketsMax: number;
+  /** Open, of peers that have one. */
+  #sockets = 0;
   readonly #closing = new Set<Promise<void>>();
   readonly #waiting: Uint8Array[] = [];
   #tries = TRIES_PER_SECOND;
@@ -70,6 +75,7 @@ export class LoopbackMac1 implements LocalEnds {
     this.#clock = deps.clock;
     this.#triesAt = deps.clock.now();
     this.#devicePort = options.devicePort;
+    this.#socketsMax = options.socketsMax ?? Number.POSITIVE_INFINITY;
     this.#shared = new PeerSocket(
       this.#address,
       (datagram, from) => this.#receiveShared(datagram, from),
@@ -149,9 +155,9 @@ export class LoopbackMac1 implements LocalEnds {
     // A full budget is enough for any number of peers.
     const cost = Math.min(this.#scan.size, TRIES_PER_SECOND);
     while (this.#waiting.length > 0 && this.#tries >= cost && !this.#isClosed) {
-      this.#tries -= cost;
       const datagram = this.#waiting.shift()!;
-      const key = this.#scan.find(datagram);
+      const { key, tries } = this.#scan.find(datagram);
+      this.#tries -= tries;
       if (key === undefined) this.#unknown++;
       else this.#found(key, datagram);
     }
@@ -196,6 +202,7 @@ export class LoopbackMac1 implements LocalEnds {
       own.usedAt = now;
       return own;
     }
+    if (this.#sockets >= this.#socketsMax) return undefined;
     try {
       const socket = new PeerSocket(
         this.#address,
@@ -204,9 +211,10 @@ export class LoopbackMac1 implements LocalEnds {
       );
       own = { socket, usedAt: now, leaving: undefined };
     } catch {
-      // No descriptors left: one that could not be told before cannot be told now either.
+      // No descriptors left: the shared socket has to do.
       return undefined;
     }
+    this.#sockets++;
     this.#peers.set(key, own);
     this.#restTimer ??= this.#clock.after(REST_CHECK_INTERVAL, () => this.#checkRest());
     return own;
@@ -230,6 +238,7 @@ export class LoopbackMac1 implements LocalEnds {
   }
 
   #closeOwn(own: OwnSocket): void {
+    this.#sockets--;
     own.leaving?.cancel();
     const closed = own.socket.close().finally(() => this.#closing.delete(closed));
     this.#closing.add(closed);

@@ -162,6 +162,8 @@ export class PortThread implements AsyncDisposable {
   }
 
   #run(): void {
+    // A thread that is over, or not there yet, has let go of everything.
+    for (const { id, isEnding } of [...this.#channels.values()]) if (isEnding) this.#release(id);
     const start: PortStart = {
       eventFd: this.#eventFd,
       control: this.#control,
@@ -201,8 +203,6 @@ export class PortThread implements AsyncDisposable {
 
   #noteEnd(reason: string): void {
     this.#worker = undefined;
-    // A thread that is over has let go of everything it was to let go of.
-    for (const { id, isEnding } of [...this.#channels.values()]) if (isEnding) this.#release(id);
     if (!this.#isReady && !this.#isStopping)
       this.#started.reject(new DataPlaneError("worker-failed", `the port thread does not start: ${reason}`));
     if (this.#isStopping || !this.#isReady) return this.#finish();
