@@ -171,15 +171,13 @@ export class NameService implements NameSink, AsyncDisposable {
     this.#config = parseDnsConfig(config);
     this.#serial = serial;
     this.#complain(this.#config.problems);
-    this.#table.setRecords(
-      "zones",
-      this.#config.zones.flatMap(({ records }) => records),
-    );
+    this.#setZones();
     this.#learn();
   }
 
   noteSerial(serial: number): void {
     this.#serial = serial;
+    if (this.#table.isStale) this.#setZones();
     this.#responder.knowledge = { ...this.#responder.knowledge, serial };
   }
 
@@ -225,6 +223,13 @@ export class NameService implements NameSink, AsyncDisposable {
   get #overlay(): readonly Prefix[] {
     const { address, address6 } = this.#own;
     return (address6 ? [address, address6] : [address]).map(maskPrefix);
+  }
+
+  #setZones(): void {
+    this.#table.setRecords(
+      "zones",
+      this.#config.zones.flatMap(({ records }) => records),
+    );
   }
 
   #putOwn(): void {

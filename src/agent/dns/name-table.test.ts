@@ -63,3 +63,21 @@ test("peers that come, change and go have the names and addresses that nobody ha
     { numRuns: 300 },
   );
 });
+
+test("a record that a peer said itself comes back with the zones when the peer has gone", () => {
+  const table = new NameTable();
+  const [address, other] = ADDRESSES as [IpAddress, IpAddress, IpAddress];
+  const name = toDomainName("a.perch.test");
+  const zones = [{ name, type: "A" as const, data: address as string, ttl: 60 }];
+  table.putPeer({ key: KEYS[0]!, fqdn: name, addresses: [address] });
+  table.putPeer({ key: KEYS[1]!, fqdn: "b.perch.test", addresses: [other] });
+  table.setRecords("zones", zones);
+  assert.equal(table.isStale, false);
+  table.removePeer(KEYS[0]!);
+  assert.equal(table.isStale, true);
+  assert.deepEqual(table.recordsOf(name), []);
+  table.setRecords("zones", zones);
+  assert.deepEqual(table.recordsOf(name), zones);
+  table.removePeer(KEYS[1]!);
+  assert.equal(table.isStale, false, "nothing is left out");
+});

@@ -30,6 +30,9 @@ export class NameTable {
   readonly #byAddress = new SlotIndex();
   readonly #records = new Map<DomainName, DnsRecord[]>();
   readonly #owned = new Map<PublicKey | "zones", readonly DnsRecord[]>();
+  /** Records are left out that a peer says itself, and such a peer may have changed or gone since. */
+  #hides = false;
+  #isStale = false;
   /** How many names there are below a name: such a name exists even when it has no records (RFC 8020). */
   readonly #below = new Map<DomainName, number>();
 
@@ -54,10 +57,19 @@ export class NameTable {
     this.setRecords(key, NONE);
   }
 
+  /** Records of the zones may be missing although no peer says them any more: `setRecords` has to be called anew. */
+  get isStale(): boolean {
+    return this.#isStale;
+  }
+
   /** Replaces what an owner says beside the peers. */
   setRecords(owner: PublicKey | "zones", records: readonly DnsRecord[]): void {
     for (const record of this.#owned.get(owner) ?? NONE) this.#removeRecord(record);
     const kept = records.filter((record) => !this.#isPeerRecord(record));
+    if (owner === "zones") {
+      this.#hides = kept.length < records.length;
+      this.#isStale = false;
+    }
     if (kept.length === 0) this.#owned.delete(owner);
     else this.#owned.set(owner, kept);
     for (const record of kept) {
@@ -106,6 +118,7 @@ export class NameTable {
     const slot = this.#byKey.find(hash, (each) => this.#peers.at(each)!.key === key);
     const peer = this.#peers.at(slot);
     if (!peer) return;
+    this.#isStale ||= this.#hides;
     const name = toDomainName(peer.fqdn);
     if (this.#byName.remove(hashText(name), slot)) this.#countBelow(name, -1);
     for (const address of peer.addresses) this.#byAddress.remove(hashText(address), slot);

@@ -227,9 +227,7 @@ export class Engine {
     const { names } = this.#deps;
     names?.applyPeers(difference);
     if (part) names?.applyPart(part);
-    // Records that a peer has as well are the peer's as long as it is there.
-    const hasRecords = map?.DNSConfig?.CustomZones.some(({ Records }) => Records.length > 0) ?? false;
-    if (map && (isNewHead || hasRecords)) names?.applyConfig(map.DNSConfig, serial);
+    if (map && isNewHead) names?.applyConfig(map.DNSConfig, serial);
     else if (map) names?.noteSerial(serial);
     // What the agent has is known when the last part is there: a stream that ends before begins where this one did.
     if (part && !part.more) this.#held = create(PerchHeldMapSchema, { epoch: part.epoch, revision: part.revision });
