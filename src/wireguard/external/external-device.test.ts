@@ -303,6 +303,29 @@ describe("an asleep peer of an external device", () => {
     assert.deepEqual(takeRelayed(), [response]);
   });
 
+  it("goes on with its own of two initiations that cross when its key is the greater, and steps back otherwise", async () => {
+    const seen = new Set<boolean>();
+    while (seen.size < 2) {
+      const { set, out, takeRelayed, remoteInitiation, device, peer, ends, pass } = setUp();
+      const isSenior = device.publicKey > peer;
+      seen.add(isSenior);
+      set("asleep");
+      const own = out(message(1));
+      set("awake");
+      device.setPath(peer, RELAY);
+      assert.deepEqual(takeRelayed(), [own]);
+      device.injectRelayed(peer, remoteInitiation());
+      assert.equal(ends.delivered.length, isSenior ? 0 : 1, "a device that takes one forgets its own");
+      await pass(200);
+      device.initiate(peer, [RELAY]);
+      device.setPath(peer, DIRECT);
+      assert.deepEqual(takeRelayed(), isSenior ? [own] : [], "what the device has forgotten is not sent again");
+      await pass(1_000);
+      device.injectRelayed(peer, remoteInitiation());
+      assert.equal(ends.delivered.length, isSenior ? 1 : 2, "the answer is missing: the peer's turn");
+    }
+  });
+
   it("is woken by data that crossed with its sleep once the device took it, and the device is sent back to us", async () => {
     const { set, device, peer, control, connect, takeEvents, events, pass, local } = setUp();
     await connect(DIRECT);

@@ -223,7 +223,10 @@ export class ExternalDevice implements WireGuardDevice {
       return false;
     }
     this.#driver.noteInitiation(peer, { kind: "relay" });
-    return true;
+    // Both ends agree about the order of their keys.
+    if (!this.#driver.insists(peer, this.publicKey > peer.key)) return true;
+    this.#count("drop-handshake-crossed");
+    return false;
   }
 
   /** One that came from the network: the device has it, and answers. */

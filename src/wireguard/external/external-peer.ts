@@ -63,6 +63,8 @@ export interface PeerUse {
   resetIn: number;
 
   initiation: CapturedInitiation | undefined;
+  /** An initiation of the peer is with the device, whose own is worth nothing then: until here none is sent. */
+  yieldsUntil: Millis;
   /** A keepalive was made to begin a handshake. */
   askedAt: Millis;
   question: Question | undefined;
@@ -124,6 +126,7 @@ export function useOf(peer: ExternalPeer): PeerUse {
     detour: false,
     resetIn: 0,
     initiation: undefined,
+    yieldsUntil: Number.NEGATIVE_INFINITY,
     askedAt: Number.NEGATIVE_INFINITY,
     question: undefined,
     calledAt: Number.NEGATIVE_INFINITY,

@@ -46,6 +46,8 @@ const WORTH_REPEATING: Millis = 1_000;
 const SESSION_MARGIN: Millis = 5_000;
 /** A peer that fell asleep is looked at for so long at least: what crossed with its sleep makes the device roam. */
 const SETTLING: Millis = 5_000;
+/** An initiation of ours goes on before one of the peer for so long, or steps back: there and back through a slow relay. */
+const CROSSING: Millis = 1_000;
 const LONGEST_RETURN_PAUSE: Millis = 1_000;
 
 /**
@@ -211,7 +213,7 @@ export class PeerDriver {
 
   #sendCopies(peer: ExternalPeer, use: PeerUse, paths: readonly DevicePath[]): void {
     const { initiation } = use;
-    if (!initiation || paths.length === 0) return;
+    if (!initiation || paths.length === 0 || this.#deps.clock.now() < use.yieldsUntil) return;
     use.tryingSince ??= this.#deps.clock.now();
     const sentOver = [...initiation.sentOver, ...paths.filter((path) => !initiation.sentOver.includes(path))];
     use.initiation = { ...initiation, sentOver, copies: initiation.copies + 1 };
@@ -298,6 +300,20 @@ export class PeerDriver {
     this.#wake(peer, use, { kind: "handshake", source });
     this.#hint(peer, use, source);
     this.#deps.readings.look();
+  }
+
+  /**
+   * Whether the peer's initiation, which came by the relay, is to be kept from the device, because ours is on its way. A device that
+   * takes an initiation forgets its own; where two do that with each other's, neither answer is worth anything, and both wait
+   * for 5 s. So the senior end goes on and the other one steps back.
+   */
+  insists(peer: ExternalPeer, isSenior: boolean): boolean {
+    const use = useOf(peer);
+    const now = this.#deps.clock.now();
+    const { initiation } = use;
+    if (isSenior && initiation && initiation.copies > 0 && now - initiation.at < CROSSING) return true;
+    use.yieldsUntil = now + CROSSING;
+    return false;
   }
 
   /** Data that the relay brings makes the device send its answers to the local end: soon it goes back to its path. */
