@@ -53,6 +53,7 @@ async function openFront(options: { tls?: TlsMaterial; limits?: Partial<FrontLim
       ...(options.limits ? { limits: options.limits } : {}),
     },
     {
+      isEndless: () => false,
       request(path, request, response) {
         if (path === "/hang") return true;
         if (path === "/throw") throw new Error("a bug");
@@ -380,7 +381,7 @@ test("a taken port and a foreign address are refused with a line that names them
     createFront(
       { clock: systemClock, log: silentLogger },
       { listen: { address: parseIp(address), port: at } },
-      { request: () => false, upgrade: () => false },
+      { request: () => false, isEndless: () => false, upgrade: () => false },
     );
   await assert.rejects(open("127.0.0.1", port), {
     code: "listen-taken",

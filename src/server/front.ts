@@ -34,7 +34,7 @@ export type FrontResponse = ServerResponse | Http2ServerResponse;
 export interface FrontRoutes {
   request(path: string, request: FrontRequest, response: FrontResponse): boolean;
   /** The client may leave the body of this request open for ever; the handler keeps nothing of it. */
-  isEndless?(path: string): boolean;
+  isEndless(path: string): boolean;
   /** A WebSocket upgrade; HTTP/1.1 only. */
   upgrade(path: string, request: IncomingMessage, socket: Duplex, head: Buffer): boolean;
 }
@@ -409,7 +409,7 @@ export class Front {
       },
       (request, response) => {
         const timeout = request.headers["grpc-timeout"];
-        if (this.#routes.isEndless?.(pathOf(request)) !== true)
+        if (!this.#routes.isEndless(pathOf(request)))
           this.#bodies.begin(request.stream, Array.isArray(timeout) ? undefined : timeout);
         this.#route(request, response);
       },

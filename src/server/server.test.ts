@@ -6,9 +6,12 @@ import { createServer, type Server as TcpServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import { type Endpoint, parseEndpoint } from "#base/ip.ts";
+import { PrivateKey } from "#base/keys.ts";
 import { silentLogger } from "#base/log.ts";
 import { systemClock } from "#base/time.ts";
+import { SignalClient } from "#signal/client/signal-client.ts";
 import { ADMIN_CALLS, remoteAdmin } from "./admin.ts";
 import { callAdmin } from "./admin-socket.ts";
 import { openAdmin } from "./open-admin.ts";
@@ -81,6 +84,25 @@ test("the roles decide what is served", async () => {
   assert.equal(signalAlone.endpoints.stunUri, undefined);
   assert.ok(!existsSync(unused), "without management nothing is stored");
   assert.equal(await statusOf(signalAlone.endpoints.managementUrl, "/health"), 200);
+});
+
+test("an agent stays registered for signals past the time that a request body has", async () => {
+  const bodyMs = 100;
+  await using server = await start({ dataDir: fresh(), roles: ["signal"], limits: { bodyMs } });
+  const uri = new URL(server.endpoints.managementUrl).host;
+  const client = new SignalClient(
+    { clock: systemClock, log: silentLogger },
+    { uri, tls: false, key: PrivateKey.generate() },
+  );
+  const states: boolean[] = [];
+  client.events.on("state", ({ connected }) => states.push(connected));
+  client.start();
+  try {
+    await sleep(5 * bodyMs);
+    assert.deepEqual(states, [true]);
+  } finally {
+    client.close();
+  }
 });
 
 test("a setup key file that was removed is made again, one that is there is kept", async () => {

@@ -115,6 +115,7 @@ export async function createPerchServer(deps: PerchServerDeps, options: PerchSer
     { listen: options.listen, ...(tls && { tls }), ...(options.limits && { limits: options.limits }) },
     {
       request: (path, request, response) => routes.request(path, request, response),
+      isEndless: (path) => routes.isEndless(path),
       upgrade: (path, request, socket, head) => routes.upgrade(path, request, socket, head),
     },
   );
@@ -261,6 +262,7 @@ const UNREADY: FrontRoutes = {
     answer(response, 503, "starting or shutting down");
     return true;
   },
+  isEndless: () => false,
   upgrade(_, __, socket) {
     socket.end("HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", () =>
       socket.destroy(),
