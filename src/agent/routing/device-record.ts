@@ -10,13 +10,21 @@ import { HostRecord, NOTHING_RESTORED, type Restoration } from "../host-record.t
 /** File in the state directory; there exactly while there is, or may be, a device that outlives us. */
 export const DEVICE_RECORD_FILE = "device.json";
 
-const RecordSchema = z.object({
-  version: z.literal(1),
-  kind: z.literal("wireguard-go"),
-  interfaceName: z.string().min(1),
-  mark: z.string().regex(/^[0-9a-f]{32}$/),
-  socketPath: z.string().startsWith("/"),
-});
+const RecordSchema = z.discriminatedUnion("kind", [
+  z.object({
+    version: z.literal(1),
+    kind: z.literal("wireguard-go"),
+    interfaceName: z.string().min(1),
+    mark: z.string().regex(/^[0-9a-f]{32}$/),
+    socketPath: z.string().startsWith("/"),
+  }),
+  z.object({
+    version: z.literal(1),
+    kind: z.literal("kernel"),
+    interfaceName: z.string().min(1),
+    index: z.int().positive(),
+  }),
+]);
 
 /** Remembers, across a crash, which device of another program is ours. Its errors are AgentError `state-dir`. */
 export class DeviceRecordStore extends HostRecord<z.infer<typeof RecordSchema>> implements DeviceRecord {

@@ -1,21 +1,32 @@
 import { readdirSync, readFileSync, rmSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
+import { unreachable } from "#base/errors.ts";
 import type { Millis } from "#base/time.ts";
+import { deleteLink } from "./kernel-link.ts";
 import { isServed } from "./uapi-connection.ts";
 
 /**
  * What of an external device outlives us when we are killed, in a form that can be written to a file: recorded before it is made, so
  * that whoever comes next can take it away. It names ours and nothing else, also where somebody has made the same since.
- *
- * wireguard-go: a process with `PERCH_DEVICE_MARK=mark` in its environment, and its control socket. Its interface ends with it.
  */
-export interface DeviceMark {
+export type DeviceMark = ProcessMark | LinkMark;
+
+/** A process with `PERCH_DEVICE_MARK=mark` in its environment, and its control socket. Its interface ends with it. */
+export interface ProcessMark {
   readonly kind: "wireguard-go";
   readonly interfaceName: string;
   /** 32 hex digits by chance. */
   readonly mark: string;
   /** Of the control socket. */
   readonly socketPath: string;
+}
+
+/** An interface of the kernel. */
+export interface LinkMark {
+  readonly kind: "kernel";
+  readonly interfaceName: string;
+  /** The kernel's number of the interface: by chance, from where the kernel takes none by itself. */
+  readonly index: number;
 }
 
 /** Where a mark is kept; throwing calls the making off. */
@@ -32,9 +43,20 @@ const POLL: Millis = 20;
 
 /**
  * Takes away what the mark names, whatever of it is there. Resolves with what was done, in words for a log; undefined: there was
- * nothing left. For the next start after a crash: of a device that is in use it is the end.
+ * nothing left. Throws ExternalDeviceError where it may not. For the next start after a crash: of a device that is in use it is the end.
  */
-export async function removeMarked({ mark, interfaceName, socketPath }: DeviceMark): Promise<string | undefined> {
+export async function removeMarked(mark: DeviceMark): Promise<string | undefined> {
+  switch (mark.kind) {
+    case "wireguard-go":
+      return removeProcess(mark);
+    case "kernel":
+      return (await deleteLink(mark)) ? `removed the interface ${mark.interfaceName}` : undefined;
+    default:
+      return unreachable(mark);
+  }
+}
+
+async function removeProcess({ mark, interfaceName, socketPath }: ProcessMark): Promise<string | undefined> {
   const pids = markedProcesses(mark);
   for (const signal of ["SIGTERM", "SIGKILL"] as const) {
     for (const pid of markedProcesses(mark)) tryKill(pid, signal);

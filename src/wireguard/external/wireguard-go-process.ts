@@ -1,15 +1,12 @@
-import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { setTimeout as sleep } from "node:timers/promises";
-import { promisify } from "node:util";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Millis } from "#base/time.ts";
 import { MARK_VARIABLE } from "./device-mark.ts";
 import { ExternalDeviceError } from "./external-error.ts";
-import { findProgram, PROGRAM_PATH } from "./find-program.ts";
+import { commandThatEndsWithUs, PROGRAM_PATH } from "./find-program.ts";
 import { ProgramLog } from "./program-log.ts";
 import { isServed } from "./uapi-connection.ts";
-
-const run = promisify(execFile);
 
 const START_PATIENCE: Millis = 10_000;
 const START_POLL: Millis = 5;
@@ -27,9 +24,8 @@ export interface ProcessSetUp {
 }
 
 /**
- * One run of wireguard-go, in the foreground. It ends with us, however we end: the kernel sends it SIGTERM when its parent dies
- * (PR_SET_PDEATHSIG, which Node cannot ask for and `setpriv` of util-linux can, in whose place the program then runs). Where there is
- * no such setpriv, the mark in its environment lets the next start find it.
+ * One run of wireguard-go, in the foreground. It ends with us, however we end: the kernel sends it SIGTERM when its parent dies.
+ * Where that cannot be had, the mark in its environment lets the next start find it.
  */
 export class WireguardGoProcess {
   /** Why it is over, in words. */
@@ -62,7 +58,7 @@ export class WireguardGoProcess {
 
   /** Resolves when the interface exists and the control socket is served. Throws ExternalDeviceError, and nothing is left then. */
   static async start(setUp: ProcessSetUp, signal: AbortSignal): Promise<WireguardGoProcess> {
-    const command = [...(await endsWithUs()), setUp.program, setUp.interfaceName];
+    const command = [...(await commandThatEndsWithUs("TERM")), setUp.program, setUp.interfaceName];
     signal.throwIfAborted();
     const child = spawn(command[0]!, command.slice(1), {
       stdio: ["ignore", "pipe", "pipe"],
@@ -112,18 +108,6 @@ export class WireguardGoProcess {
     }
     if (this.#end) throw startError(this.#end);
   }
-}
-
-/** The words before a command that has the kernel end it with us; none where that cannot be had. */
-async function endsWithUs(): Promise<readonly string[]> {
-  const setpriv = findProgram("setpriv");
-  if (setpriv === undefined) return [];
-  const words = [setpriv, "--pdeathsig", "TERM"];
-  // busybox has a setpriv that cannot.
-  return run(setpriv, [...words.slice(1), "true"]).then(
-    () => words,
-    () => [],
-  );
 }
 
 function startError(reason: string): ExternalDeviceError {
