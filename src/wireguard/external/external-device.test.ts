@@ -294,13 +294,22 @@ describe("an asleep peer of an external device", () => {
     );
   });
 
-  it("has its answer to a relayed initiation sent back before it is awake", () => {
-    const { set, out, takeRelayed, remoteInitiation, device, peer } = setUp();
+  it("is proven by a handshake that it had in its sleep as soon as it is awake", async () => {
+    const { clock, set, device, peer, control, takeEvents, remoteInitiation, pass, local, events } = setUp();
     set("asleep");
+    await pass(5);
     device.injectRelayed(peer, remoteInitiation());
-    takeRelayed();
-    const response = out(message(2));
-    assert.deepEqual(takeRelayed(), [response]);
+    control.note(peer, { lastHandshake: clock.wall(), rxBytes: 148, txBytes: 92, endpoint: local() });
+    await pass(500);
+    assert.deepEqual(takeEvents(), ["wake"]);
+    set("awake");
+    device.setPath(peer, RELAY);
+    takeEvents();
+    await pass(20);
+    assert.deepEqual(
+      events.map(({ name, payload }) => [name, payload]),
+      [["established", { key: peer, role: "responder", source: RELAY }]],
+    );
   });
 
   it("goes on with its own of two initiations that cross when its key is the greater, and steps back otherwise", async () => {
@@ -324,6 +333,15 @@ describe("an asleep peer of an external device", () => {
       device.injectRelayed(peer, remoteInitiation());
       assert.equal(ends.delivered.length, isSenior ? 1 : 2, "the answer is missing: the peer's turn");
     }
+  });
+
+  it("has its answer to a relayed initiation sent back before it is awake", () => {
+    const { set, out, takeRelayed, remoteInitiation, device, peer } = setUp();
+    set("asleep");
+    device.injectRelayed(peer, remoteInitiation());
+    takeRelayed();
+    const response = out(message(2));
+    assert.deepEqual(takeRelayed(), [response]);
   });
 
   it("is woken by data that crossed with its sleep once the device took it, and the device is sent back to us", async () => {
@@ -405,6 +423,14 @@ describe("an awake peer of an external device", () => {
     assert.deepEqual(control.take(), ["keepalive 0", "keepalive 25"]);
     assert.deepEqual(control.prompted, [peer]);
     assert.ok(clock.pending > 0);
+  });
+
+  it("gets another keepalive at once", async () => {
+    const { set, control, connect, pass } = setUp();
+    await connect(DIRECT);
+    set("awake", { persistentKeepalive: 5 });
+    await pass(1);
+    assert.deepEqual(control.take(), ["keepalive 0", "keepalive 5"]);
   });
 
   it("has everything that the device sends passed on over its path, and kept while there is none", () => {

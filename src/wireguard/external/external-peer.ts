@@ -70,6 +70,8 @@ export interface PeerUse {
   question: Question | undefined;
   /** When the peer sent an initiation of its own. */
   calledAt: Millis;
+  /** When it had a handshake in its sleep, which is told when it is awake. */
+  provenAsleepAt: Millis;
   /** When data of it came over the relay, authentic or not. */
   relayedDataAt: Millis;
   /** Of the handshake that nobody answered so far. */
@@ -130,6 +132,7 @@ export function useOf(peer: ExternalPeer): PeerUse {
     askedAt: Number.NEGATIVE_INFINITY,
     question: undefined,
     calledAt: Number.NEGATIVE_INFINITY,
+    provenAsleepAt: Number.NEGATIVE_INFINITY,
     relayedDataAt: Number.NEGATIVE_INFINITY,
     tryingSince: undefined,
     held: new HeldDatagrams(),

@@ -46,6 +46,8 @@ const WORTH_REPEATING: Millis = 1_000;
 const SESSION_MARGIN: Millis = 5_000;
 /** A peer that fell asleep is looked at for so long at least: what crossed with its sleep makes the device roam. */
 const SETTLING: Millis = 5_000;
+/** A handshake that woke a peer proves it when it is awake so soon after. */
+const PROOF_KEPT: Millis = 5_000;
 /** An initiation of ours goes on before one of the peer for so long, or steps back: there and back through a slow relay. */
 const CROSSING: Millis = 1_000;
 const LONGEST_RETURN_PAUSE: Millis = 1_000;
@@ -86,13 +88,15 @@ export class PeerDriver {
     use.unansweredSince = undefined;
     use.detour = false;
     this.#deps.watch(peer);
-    if (mode === "asleep") this.#fallAsleep(peer, use, path);
-    else if (heard) this.#adopt(peer, use, heard);
+    if (mode === "asleep") return this.#fallAsleep(peer, use, path);
+    if (heard) this.#adopt(peer, use, heard);
+    if (this.#deps.clock.now() - use.provenAsleepAt < PROOF_KEPT) this.#deps.readings.look();
   }
 
   #fallAsleep(peer: ExternalPeer, use: PeerUse, path: DevicePath): void {
     const now = this.#deps.clock.now();
     use.asleepSince = now;
+    use.provenAsleepAt = Number.NEGATIVE_INFINITY;
     this.#deps.teller.keepalive(peer, 0);
     // A handshake that goes unanswered would go on for 90 s and be taken for a wish to talk.
     const isTrying = use.initiation !== undefined || use.tryingSince !== undefined;
@@ -217,7 +221,7 @@ export class PeerDriver {
     use.tryingSince ??= this.#deps.clock.now();
     const sentOver = [...initiation.sentOver, ...paths.filter((path) => !initiation.sentOver.includes(path))];
     use.initiation = { ...initiation, sentOver, copies: initiation.copies + 1 };
-    for (const path of paths) this.#send(peer, path, initiation.message.slice());
+    for (const path of paths) this.#send(peer, path, initiation.message);
     this.#deps.count("initiation-copies-sent", paths.length);
   }
 
@@ -340,7 +344,10 @@ export class PeerDriver {
 
   #judgeAsleep(peer: ExternalPeer, use: PeerUse, facts: ReadingFacts, now: Millis): void {
     const { activity, handshake, source = { kind: "relay" }, strayed, since } = facts;
-    if (handshake) use.calledAt = Number.NEGATIVE_INFINITY;
+    if (handshake) {
+      use.calledAt = Number.NEGATIVE_INFINITY;
+      use.provenAsleepAt = now;
+    }
     // What the reading before did not know may have come before the sleep.
     const isSince = since >= use.asleepSince || use.relayedDataAt >= use.asleepSince;
     if (isSince && (handshake || activity.rxData)) {
@@ -357,7 +364,8 @@ export class PeerDriver {
     const { activity, handshake, source } = facts;
     const isAnswer = use.question !== undefined && activity.rx && time.start > use.question.since;
     if (source && activity.rx) this.#adopt(peer, use, source);
-    if (handshake || isAnswer) this.#establish(peer, use, source ?? { kind: "relay" });
+    const wasProven = time.now - use.provenAsleepAt < PROOF_KEPT;
+    if (handshake || isAnswer || wasProven) this.#establish(peer, use, source ?? { kind: "relay" });
     if (peer.mode === "awake") this.#judgePath(peer, use, facts);
     const { now } = time;
     if (use.unansweredSince !== undefined) {
@@ -378,6 +386,7 @@ export class PeerDriver {
   #establish(peer: ExternalPeer, use: PeerUse, source: PacketSource): void {
     const role = use.initiation || use.tryingSince !== undefined ? "initiator" : "responder";
     endQuestion(use);
+    use.provenAsleepAt = Number.NEGATIVE_INFINITY;
     use.initiation = undefined;
     use.tryingSince = undefined;
     use.calledAt = Number.NEGATIVE_INFINITY;

@@ -72,7 +72,7 @@ export class ScriptedControl implements DeviceControl {
     const known = this.peers.get(key);
     if (!known && change.updateOnly) return;
     const peer = known ?? { keepalive: 0, prefixes: [] };
-    if (change.endpoint) peer.endpoint = change.endpoint;
+    if (change.endpoint) Object.assign(peer, { endpoint: change.endpoint });
     if (change.allowedIps) peer.prefixes = change.allowedIps.map(formatPrefix);
     if (change.keepalive !== undefined) {
       if (peer.keepalive === 0 && change.keepalive > 0) this.prompted.push(key);
