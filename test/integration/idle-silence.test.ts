@@ -118,6 +118,7 @@ describe("idle means silent", { skip: await skipWithoutLab() }, () => {
       const payload = sent.reduce((sum, { bytes }) => sum + bytes, 0);
       t.diagnostic(`${host} sent the server ${sent.length} packets, ${payload} bytes`);
       assert.deepEqual([...new Set(sent.map(({ to }) => to))], [hub]);
+      assert.ok(!sent.some(({ isSyn }) => isSyn), "its connections to the server last");
       // Over the relay a handshake of one peer alone has 148 bytes.
       assert.ok(payload < PEERS * 148, `${payload} bytes to the server`);
       assert.deepEqual(Object.keys(after.pairs[host] ?? {}), ["hub"]);
@@ -145,15 +146,24 @@ describe("idle means silent", { skip: await skipWithoutLab() }, () => {
   });
 });
 
+interface CapturedPacket {
+  readonly from: string;
+  readonly to: string;
+  readonly bytes: number;
+  /** It opens a TCP connection. */
+  readonly isSyn: boolean;
+}
+
 /** IPv4 packets of a pcap file with raw packets: 24 bytes of header, 16 before each packet. */
-function readCapture(file: string): { readonly from: string; readonly to: string; readonly bytes: number }[] {
+function readCapture(file: string): CapturedPacket[] {
   const data = readFileSync(file);
   const packets = [];
   for (let at = 24; at < data.length; at += 16 + data.readUInt32LE(at + 8)) {
     const packet = data.subarray(at + 16);
     if (packet[0]! >> 4 !== 4) continue;
     const address = (offset: number): string => packet.subarray(offset, offset + 4).join(".");
-    packets.push({ from: address(12), to: address(16), bytes: packet.readUInt16BE(2) });
+    const isSyn = packet[9] === 6 && (packet[(packet[0]! & 15) * 4 + 13]! & 0x12) === 0x02;
+    packets.push({ from: address(12), to: address(16), bytes: packet.readUInt16BE(2), isSyn });
   }
   return packets;
 }
