@@ -1,6 +1,6 @@
 /**
  * Local ends, a raw port and plain UDP sockets as a process of its own, so that a test can put them into the network namespace of
- * a device. Requests come and answers and events go over the IPC channel. Started by external-ports.test.ts only.
+ * a device. Requests come and answers and events go over the IPC channel. Started by external-ports-lab.ts only.
  */
 import { createSocket, type RemoteInfo } from "node:dgram";
 import { once } from "node:events";

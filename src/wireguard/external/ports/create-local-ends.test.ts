@@ -34,8 +34,8 @@ for (const [name, withThread, many] of [
   ["where peers can have addresses", true, "loopback-addresses"],
   ["without system calls of our own", false, "loopback-mac1"],
 ] as const)
-  describe(`local ends for few and many, ${name}`, { timeout: 15_000 }, () => {
-    test("up to the threshold each peer has a socket, beyond it all move to one", async () => {
+  describe(`local ends for few and many, ${name}`, () => {
+    test("up to the threshold each peer has a socket, beyond it all move to one", { timeout: 15_000 }, async () => {
       await using b = await bed(withThread);
       const { watched, device } = b;
       const few = keys(THRESHOLD);
@@ -50,7 +50,9 @@ for (const [name, withThread, many] of [
       assert.deepEqual(new Set(told.map(({ key }) => key)), new Set([...few, last]));
     });
 
-    test("what the device sends to the earlier endpoint arrives until it must have been told", async () => {
+    test("what the device sends to the earlier endpoint arrives until it must have been told", {
+      timeout: 15_000,
+    }, async () => {
       await using b = await bed(withThread);
       const { watched, device, clock } = b;
       const few = keys(THRESHOLD);
@@ -72,7 +74,7 @@ for (const [name, withThread, many] of [
       assert.equal((await watched.told(3)).length, 3);
     });
 
-    test("they go back when less than half of the threshold is left, and not before", async () => {
+    test("they go back when less than half of the threshold is left, and not before", { timeout: 15_000 }, async () => {
       await using b = await bed(withThread);
       const { watched, device, clock } = b;
       const all = keys(THRESHOLD + 1);
@@ -98,7 +100,7 @@ for (const [name, withThread, many] of [
       assert.equal((await watched.told(3))[2]!.key, key);
     });
 
-    test("passing the threshold again and again within the grace loses nobody", async () => {
+    test("passing the threshold again and again within the grace loses nobody", { timeout: 15_000 }, async () => {
       await using b = await bed(withThread);
       const { watched, device, clock } = b;
       const stay = keys(5);
@@ -117,7 +119,7 @@ for (const [name, withThread, many] of [
       assert.deepEqual(new Set(told.map(({ key }) => key)), new Set(stay));
     });
 
-    test("the device's port can change while peers are on both sides", async () => {
+    test("the device's port can change while peers are on both sides", { timeout: 15_000 }, async () => {
       await using b = await bed(withThread);
       const { watched } = b;
       await using other = await FakeDevice.open();

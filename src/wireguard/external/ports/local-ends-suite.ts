@@ -132,9 +132,9 @@ const threads = (): number => readdirSync("/proc/self/task").length;
 
 /** What every kind of local ends does, to a device that is a plain UDP socket. */
 export function describeLocalEnds(maker: LocalEndsMaker): void {
-  const options = { skip: maker.missing ?? false, timeout: 15_000 };
-  describe(maker.name, options, () => {
-    test("what the device sends to a peer's endpoint is told with the peer, byte by byte", async () => {
+  const options = { timeout: 15_000 };
+  describe(maker.name, { skip: maker.missing ?? false }, () => {
+    test("what the device sends to a peer's endpoint is told with the peer, byte by byte", options, async () => {
       await using device = await FakeDevice.open();
       await using ends = await maker.create(device.port);
       const watched = new Watched(ends);
@@ -153,14 +153,14 @@ export function describeLocalEnds(maker: LocalEndsMaker): void {
       assert.deepEqual((await watched.told(3)).at(-1), { key: a, datagram: Buffer.from(DATA) });
     });
 
-    test("endpoints are loopback addresses other than 127.0.0.1", async () => {
+    test("endpoints are loopback addresses other than 127.0.0.1", options, async () => {
       await using ends = await maker.create(4711);
       const { address, port } = ends.open(someKey());
       assert.match(address, /^127\.(?!0\.)\d+\.\d+\.\d+$/);
       assert.ok(port > 0);
     });
 
-    test("what is delivered arrives at the device's port from the peer's endpoint, in order", async () => {
+    test("what is delivered arrives at the device's port from the peer's endpoint, in order", options, async () => {
       await using device = await FakeDevice.open();
       await using ends = await maker.create(device.port);
       const watched = new Watched(ends);
@@ -191,7 +191,7 @@ export function describeLocalEnds(maker: LocalEndsMaker): void {
       assert.equal(arrivals.length, sent.length);
     });
 
-    test("an endpoint opened again stays, and so does one that datagrams passed", async () => {
+    test("an endpoint opened again stays, and so does one that datagrams passed", options, async () => {
       await using device = await FakeDevice.open();
       await using ends = await maker.create(device.port);
       const watched = new Watched(ends);
@@ -204,7 +204,7 @@ export function describeLocalEnds(maker: LocalEndsMaker): void {
       assert.deepEqual((await device.received(1))[0]!.from, watched.at(key));
     });
 
-    test("who does not send from the device's port is not heard", async () => {
+    test("who does not send from the device's port is not heard", options, async () => {
       await using device = await FakeDevice.open();
       await using stranger = await FakeDevice.open();
       await using ends = await maker.create(device.port);
@@ -228,7 +228,7 @@ export function describeLocalEnds(maker: LocalEndsMaker): void {
       assert.equal(device.arrivals.length, 0);
     });
 
-    test("a closed peer is not heard any more, and nothing is delivered for it", async () => {
+    test("a closed peer is not heard any more, and nothing is delivered for it", options, async () => {
       await using device = await FakeDevice.open();
       await using ends = await maker.create(device.port);
       const watched = new Watched(ends);
@@ -249,7 +249,7 @@ export function describeLocalEnds(maker: LocalEndsMaker): void {
       assert.equal((await watched.told(2))[1]!.key, gone);
     });
 
-    test("a thousand peers are told apart", async () => {
+    test("a thousand peers are told apart", options, async () => {
       await using device = await FakeDevice.open();
       await using ends = await maker.create(device.port);
       const watched = new Watched(ends);
@@ -265,7 +265,7 @@ export function describeLocalEnds(maker: LocalEndsMaker): void {
       for (const { key, datagram } of datagrams) assert.deepEqual(Buffer.from(datagram), initiations.get(key));
     });
 
-    test("two on one machine do not disturb each other", async () => {
+    test("two on one machine do not disturb each other", options, async () => {
       await using one = await FakeDevice.open();
       await using two = await FakeDevice.open();
       await using endsOne = await maker.create(one.port);
@@ -280,7 +280,7 @@ export function describeLocalEnds(maker: LocalEndsMaker): void {
       assert.deepEqual([watchedOne.datagrams.length, watchedTwo.datagrams.length], [1, 1]);
     });
 
-    test("closing leaves no socket and no thread", async () => {
+    test("closing leaves no socket and no thread", options, async () => {
       await using device = await FakeDevice.open();
       // The first one loads what stays loaded.
       await (await maker.create(device.port))[Symbol.asyncDispose]();

@@ -14,7 +14,7 @@ const options = { timeout: 10_000, skip: process.platform === "linux" ? false : 
 const deps = { log: silentLogger, clock: systemClock };
 const openPair = (): UdpPair => openUdpPair({ port: 0, ipv6: false });
 
-describe("the port thread", options, () => {
+describe("the port thread", () => {
   test("drops and counts what finds its ring full, and goes on", options, async () => {
     await using thread = await PortThread.start(deps);
     const [from, to] = [openPair(), openPair()];
