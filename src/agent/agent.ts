@@ -222,9 +222,7 @@ class Agent implements AgentControl, AsyncDisposable {
     const management = this.#managementClient(settings);
     let session: Session;
     try {
-      const login = await this.#login(management, settings, signal, () =>
-        probeDevice({ clock: this.#deps.clock, log: this.#deps.log }, settings),
-      );
+      const login = await this.#login(management, settings, signal, () => probeDevice(this.#deps, settings));
       this.#become("starting", "creating the interface");
       session = await openSession(this.#deps, {
         settings,

@@ -5,9 +5,13 @@ import { closeUdpPair, openUdpPair } from "#net/udp-linux.ts";
 import { closeTun, openTun } from "#tun/linux.ts";
 import { createEmbeddedDevice, type EmbeddedDeviceOptions } from "#wireguard/create-embedded-device.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
-import { openExternalDevice, probeExternalDevice } from "#wireguard/external/open-external-device.ts";
+import {
+  type OpenExternalDeps,
+  openExternalDevice,
+  probeExternalDevice,
+} from "#wireguard/external/open-external-device.ts";
+import type { TimestampMark } from "#wireguard/timestamp-mark.ts";
 import type { AgentSettings } from "../control.ts";
-import { AgentError } from "../errors.ts";
 import { DeviceRecordStore } from "./device-record.ts";
 
 export interface DeviceDeps {
@@ -31,15 +35,18 @@ const ADVICE: Readonly<Record<string, string>> = {
 };
 
 /**
- * The device of the chosen kind; its errors say which flag helps. Throws ExternalDeviceError, TunError, NetError, AgentError
- * and what the data worker throws.
+ * The device of the chosen kind, `auto` being the kernel's where it works and else the embedded one; errors say which flag helps.
+ * Throws ExternalDeviceError, TunError, NetError, AgentError and what the data worker throws.
  */
 export async function createDevice(deps: DeviceDeps, options: DeviceOptions): Promise<WireGuardDevice> {
   try {
+    const { device: choice } = options;
     const { clock, log } = deps;
-    const kind = chooseKind(options.device);
-    if (kind === "embedded") return await createEmbeddedDevice({ clock, log }, options);
-    return await openExternalDevice({ clock, log, record: new DeviceRecordStore(deps.stateDir) }, { ...options, kind });
+    if (choice === "embedded") return await createEmbeddedDevice({ clock, log }, options);
+    const external = await openExternalDevice(externalDeps(deps), { ...options, choice });
+    if (!external) return await createEmbeddedDevice({ clock, log }, options);
+    warnOfEarlierTimestamps(deps, options.timestampMark);
+    return external;
   } catch (error) {
     throw advised(error);
   }
@@ -51,30 +58,31 @@ export async function createDevice(deps: DeviceDeps, options: DeviceOptions): Pr
  * `createDevice`.
  */
 export async function probeDevice(
-  deps: Omit<DeviceDeps, "stateDir">,
-  { device, interfaceName, wireguardPort }: Pick<AgentSettings, "device" | "interfaceName" | "wireguardPort">,
+  deps: DeviceDeps,
+  {
+    device: choice,
+    interfaceName,
+    wireguardPort: listenPort,
+  }: Pick<AgentSettings, "device" | "interfaceName" | "wireguardPort">,
 ): Promise<void> {
   try {
-    const kind = chooseKind(device);
-    if (kind === "embedded") {
-      closeUdpPair(openUdpPair({ port: wireguardPort }));
-      closeTun(openTun({ name: interfaceName }));
-    } else await probeExternalDevice(deps, { kind, interfaceName, listenPort: wireguardPort });
+    if (choice !== "embedded" && (await probeExternalDevice(externalDeps(deps), { choice, interfaceName, listenPort })))
+      return;
+    closeUdpPair(openUdpPair({ port: listenPort }));
+    closeTun(openTun({ name: interfaceName }));
   } catch (error) {
     throw advised(error);
   }
 }
 
-/** What `auto` means here. */
-function chooseKind(device: AgentSettings["device"]): "embedded" | "wireguard-go" {
-  switch (device) {
-    case "kernel":
-      throw new AgentError("unsupported-device", "--device kernel is not supported yet; use wireguard-go or embedded");
-    case "auto":
-      return "embedded";
-    default:
-      return device;
-  }
+function externalDeps({ clock, log, stateDir }: DeviceDeps): OpenExternalDeps {
+  return { clock, log, record: new DeviceRecordStore(stateDir) };
+}
+
+/** The embedded device may have sent timestamps that are ahead of the clock, after which peers refuse the clock's own. */
+function warnOfEarlierTimestamps({ clock, log }: DeviceDeps, mark: TimestampMark | undefined): void {
+  const aheadMs = (mark?.load() ?? 0) - clock.wall();
+  if (aheadMs > 0) log.warn("peers that ran meanwhile may refuse handshakes that begin here for a while", { aheadMs });
 }
 
 function advised(error: unknown): unknown {

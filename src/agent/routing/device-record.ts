@@ -22,7 +22,7 @@ const RecordSchema = z.discriminatedUnion("kind", [
     version: z.literal(1),
     kind: z.literal("kernel"),
     interfaceName: z.string().min(1),
-    index: z.int().positive(),
+    index: z.number().int().positive(),
   }),
 ]);
 
@@ -41,7 +41,7 @@ export class DeviceRecordStore extends HostRecord<z.infer<typeof RecordSchema>> 
   }
 }
 
-/** Ends the program of a device whose owner died, and takes its filter away. Idempotent; reports instead of throwing. */
+/** Takes away a device whose owner died, and its filter. Idempotent; reports instead of throwing. */
 export async function restoreDevice(store: DeviceRecordStore): Promise<Restoration> {
   try {
     const mark = store.read();

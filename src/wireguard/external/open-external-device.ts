@@ -1,29 +1,26 @@
 import { execFile } from "node:child_process";
+import { release } from "node:os";
 import { promisify } from "node:util";
+import { messageOf } from "#base/errors.ts";
 import type { PrivateKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Millis } from "#base/time.ts";
 import { closeUdpPair, openUdpPair } from "#net/udp-linux.ts";
-import { closeTun, openTun } from "#tun/linux.ts";
 import type { WireGuardDevice } from "../device.ts";
+import { type BackendChoice, chooseBackend } from "./choose-backend.ts";
 import { createExternalDevice } from "./create-external-device.ts";
 import type { DeviceRecord } from "./device-mark.ts";
-import { ExternalDeviceError } from "./external-error.ts";
-import { needProgram } from "./find-program.ts";
-import { needFreeInterfaceName } from "./interface-names.ts";
+import { findProgram } from "./find-program.ts";
 import { NftRules, probeNft } from "./nft-rules.ts";
 import type { Backend } from "./parts.ts";
 import { createLocalEnds } from "./ports/create-local-ends.ts";
 import { PortThread } from "./ports/port-thread.ts";
 import { RawPort } from "./ports/raw-port.ts";
 import { ThreadedEnds } from "./threaded-ends.ts";
-import { startWireguardGo } from "./wireguard-go-backend.ts";
 
 const run = promisify(execFile);
 
 const VERSION_PATIENCE: Millis = 5_000;
-
-export type ExternalKind = "wireguard-go";
 
 export interface OpenExternalDeps {
   readonly clock: Clock;
@@ -33,7 +30,7 @@ export interface OpenExternalDeps {
 }
 
 export interface OpenExternalOptions {
-  readonly kind: ExternalKind;
+  readonly choice: BackendChoice;
   /** At most 15 bytes; no interface may have it. */
   readonly interfaceName: string;
   readonly privateKey: PrivateKey;
@@ -44,62 +41,88 @@ export interface OpenExternalOptions {
 }
 
 /**
- * A device of somebody else's program, of the parts that this machine has. The interface is down and has no address: that is the
- * caller's, again after each `worker-restarted`. Throws ExternalDeviceError, NetError, TunError and what the record throws;
- * nothing is left then.
+ * A device that somebody else implements, of the parts that this machine has. The interface is down and has no address: that is
+ * the caller's, again after each `worker-restarted`. Undefined: `auto` found no kernel that can. Throws ExternalDeviceError,
+ * NetError, TunError and what the record throws; nothing is left then.
  */
+export function openExternalDevice(
+  deps: OpenExternalDeps,
+  options: OpenExternalOptions & { readonly choice: Exclude<BackendChoice, "auto"> },
+): Promise<WireGuardDevice>;
+export function openExternalDevice(
+  deps: OpenExternalDeps,
+  options: OpenExternalOptions,
+): Promise<WireGuardDevice | undefined>;
 export async function openExternalDevice(
   deps: OpenExternalDeps,
   options: OpenExternalOptions,
-): Promise<WireGuardDevice> {
+): Promise<WireGuardDevice | undefined> {
   const { clock, log } = deps;
-  const { interfaceName, privateKey, listenPort, mtu } = options;
-  const program = await readVersion(options.kind);
+  const { choice, interfaceName, privateKey, listenPort, mtu } = options;
   await using undo = new AsyncDisposableStack();
-  const backend = undo.use(await startBackend(deps, options));
+  const backend = await startBackend(deps, choice, interfaceName);
+  if (!backend) return undefined;
+  undo.use(backend);
   const thread = undo.use(await PortThread.start({ clock, log }));
   const sharedPort = undo.use(await RawPort.open(thread, { port: 0 }));
   const rules = undo.use(await NftRules.open(interfaceName));
   const ends = createLocalEnds({ clock, log, thread }, { devicePort: 0 });
-  const localEnds = new ThreadedEnds(ends, thread);
+  const program = await describeProgram(backend);
   // The parts are the device's from here on, also when it cannot be made.
   undo.move();
   return await createExternalDevice(
     { clock, log },
-    { backend, localEnds, sharedPort, rules },
+    { backend, localEnds: new ThreadedEnds(ends, thread), sharedPort, rules },
     { privateKey, listenPort, mtu, program },
   );
 }
 
-/** Such as `wireguard-go 0.0.20230223`; undefined where the program does not say. */
-async function readVersion(kind: ExternalKind): Promise<string | undefined> {
+async function startBackend(
+  deps: OpenExternalDeps,
+  choice: BackendChoice,
+  interfaceName: string,
+): Promise<Backend | undefined> {
+  const backend = await chooseBackend(choice, { interfaceName }, deps);
+  if (choice !== "auto" || !backend) return backend;
   try {
-    const { stdout } = await run(needProgram(kind, kind), ["--version"], { timeout: VERSION_PATIENCE });
-    const [, name, version] = /^(\S+) v?([\w.+-]{1,40})$/m.exec(stdout) ?? [];
-    return name && `${name} ${version}`;
+    await probeNft(interfaceName);
+    return backend;
   } catch (error) {
-    if (error instanceof ExternalDeviceError) throw error;
+    deps.log.info("the kernel's WireGuard is not used", { reason: messageOf(error) });
+    await backend.close();
     return undefined;
   }
 }
 
-function startBackend(deps: OpenExternalDeps, { interfaceName }: OpenExternalOptions): Promise<Backend> {
-  return startWireguardGo({ interfaceName }, deps);
+/** Such as `wireguard-go 0.0.20230223` or `linux 6.12.0`; undefined where the program does not say. */
+async function describeProgram({ kind }: Backend): Promise<string | undefined> {
+  if (kind === "kernel") return `linux ${release()}`;
+  const path = findProgram(kind);
+  if (path === undefined) return undefined;
+  try {
+    const { stdout } = await run(path, ["--version"], { timeout: VERSION_PATIENCE });
+    const [, name, version] = /^(\S+) v?([\w.+-]{1,40})$/m.exec(stdout) ?? [];
+    return name && `${name} ${version}`;
+  } catch {
+    return undefined;
+  }
 }
 
 /**
- * Whether this machine has what such a device needs: the program, the interface name, TUN, the UDP port, raw sockets, and
- * nftables for access rules. Makes some of them and takes them away again. Throws as `openExternalDevice`.
+ * Whether this machine has what such a device needs: what implements it, the interface name, the UDP port, raw sockets, and
+ * nftables for access rules. Makes them and takes them away again. False: `auto` found no kernel that can. Throws as
+ * `openExternalDevice`.
  */
 export async function probeExternalDevice(
-  deps: Omit<OpenExternalDeps, "record">,
-  { kind, interfaceName, listenPort }: Pick<OpenExternalOptions, "kind" | "interfaceName" | "listenPort">,
-): Promise<void> {
-  needProgram(kind, kind);
-  needFreeInterfaceName(interfaceName);
+  deps: OpenExternalDeps,
+  { choice, interfaceName, listenPort }: Pick<OpenExternalOptions, "choice" | "interfaceName" | "listenPort">,
+): Promise<boolean> {
+  const backend = await startBackend(deps, choice, interfaceName);
+  if (!backend) return false;
+  await using _backend = backend;
   closeUdpPair(openUdpPair({ port: listenPort }));
-  closeTun(openTun({ name: interfaceName }));
   await using thread = await PortThread.start(deps);
   await using _sharedPort = await RawPort.open(thread, { port: 0 });
   await probeNft(interfaceName);
+  return true;
 }

@@ -46,7 +46,7 @@ async function open(options: DeviceProcessOptions): Promise<WireGuardDevice> {
   const common = { interfaceName, privateKey: PrivateKey.parse(options.privateKey), listenPort: 0, mtu: 1420 };
   const deps = { clock: systemClock, log: silentLogger };
   if (kind === "embedded") return createEmbeddedDevice(deps, common);
-  return openExternalDevice({ ...deps, record: { write() {}, remove() {} } }, { kind, ...common });
+  return openExternalDevice({ ...deps, record: { write() {}, remove() {} } }, { choice: kind, ...common });
 }
 
 const device = await open(JSON.parse(process.argv[2]!) as DeviceProcessOptions);
