@@ -11,6 +11,8 @@ import { PeerSocket, SocketAddress } from "./peer-socket.ts";
 
 /** Keys tried in a second for handshakes of peers that were not found lately: a fifth of a core or so. */
 export const TRIES_PER_SECOND = 500_000;
+/** Of these at once, or one search where that takes more: it keeps the main thread for 10 to 30 ms. */
+export const TRIES_AT_ONCE = 50_000;
 /** Handshakes that wait for their turn; of a device that wakes more at once the rest is made again by WireGuard after 5 s. */
 export const WAITING_MAX = 256;
 /** A socket on which nothing passed for longer than any session lasts is not needed to tell what data is for. */
@@ -58,7 +60,7 @@ export class LoopbackMac1 implements LocalEnds {
   #sockets = 0;
   readonly #closing = new Set<Promise<void>>();
   readonly #waiting: Uint8Array[] = [];
-  #tries = TRIES_PER_SECOND;
+  #tries = TRIES_AT_ONCE;
   #triesAt: Millis;
   #waitTimer: Timer | undefined;
   #restTimer: Timer | undefined;
@@ -150,10 +152,10 @@ export class LoopbackMac1 implements LocalEnds {
   #scanWaiting(): void {
     if (this.#waitTimer) return;
     const now = this.#clock.now();
-    this.#tries = Math.min(TRIES_PER_SECOND, this.#tries + ((now - this.#triesAt) * TRIES_PER_SECOND) / 1000);
+    const cost = this.#scan.size;
+    const most = Math.max(TRIES_AT_ONCE, cost);
+    this.#tries = Math.min(most, this.#tries + ((now - this.#triesAt) * TRIES_PER_SECOND) / 1000);
     this.#triesAt = now;
-    // A full budget is enough for any number of peers.
-    const cost = Math.min(this.#scan.size, TRIES_PER_SECOND);
     while (this.#waiting.length > 0 && this.#tries >= cost && !this.#isClosed) {
       const datagram = this.#waiting.shift()!;
       const { key, tries } = this.#scan.find(datagram);
