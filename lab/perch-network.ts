@@ -17,6 +17,8 @@ const STUN_PORT = 3478;
 const READY_TIMEOUT: Millis = 90_000;
 const EXIT_TIMEOUT: Millis = 10_000;
 
+/** Devices of the agents, in turn; empty: what `auto` is. Such as `wireguard-go` or `wireguard-go,embedded`. */
+const LAB_DEVICES = (process.env.PERCH_LAB_DEVICES ?? "").split(",").filter(Boolean);
 /** Names of interfaces given out by this process. */
 let interfacesNamed = 0;
 
@@ -276,7 +278,7 @@ export class PerchNetwork implements AsyncDisposable {
     await waitFor(() => agent.isListening(), `daemon of ${name}`);
     await agent.up([
       ...["--management-url", this.managementUrl, "--setup-key", this.#setupKey, "--hostname", name],
-      ...this.#interfaceFlags(name),
+      ...this.#deviceFlags(name),
       ...(this.#options.inactivity ? ["--inactivity-threshold", this.#options.inactivity] : []),
       ...(this.#options.upFlags?.(name) ?? []),
     ]);
@@ -287,11 +289,16 @@ export class PerchNetwork implements AsyncDisposable {
    * Programs that implement WireGuard keep their control sockets in one folder for all network namespaces: each agent's interface
    * gets a name of its own on this machine.
    */
-  #interfaceFlags(name: string): readonly string[] {
+  #deviceFlags(name: string): readonly string[] {
     const flags = this.#options.upFlags?.(name) ?? [];
-    const device = flags.includes("--device") ? flags[flags.indexOf("--device") + 1] : process.env.PERCH_DEVICE;
-    if (device !== "wireguard-go" || flags.includes("--interface-name")) return [];
-    return ["--interface-name", `pl${process.pid.toString(36)}x${(interfacesNamed++).toString(36)}`];
+    const given = flags[flags.indexOf("--device") + 1];
+    const device = flags.includes("--device")
+      ? given
+      : LAB_DEVICES[[...this.agents.keys()].indexOf(name) % LAB_DEVICES.length];
+    const deviceFlags = device === undefined || device === given ? [] : ["--device", device];
+    if (device !== "wireguard-go" || flags.includes("--interface-name")) return deviceFlags;
+    const interfaceName = `pl${process.pid.toString(36)}x${(interfacesNamed++).toString(36)}`;
+    return [...deviceFlags, "--interface-name", interfaceName];
   }
 
   /** Ends the daemon and starts it again; it comes up by itself with its stored settings. */

@@ -64,7 +64,7 @@ test("two agents get from each other what the network's policy allows, and follo
   assert.equal((await from.tcp(birch.address, { count: 3 })).received, 3);
   assert.equal(await udp(500), 0);
   assert.equal(await ping(), false);
-  assert.ok((await firewall(birch)).dropped >= 4);
+  await waitFor(async () => (await firewall(birch)).dropped >= 4, "four dropped packets to be counted", 5000);
   assert.equal((await firewall(alder)).dropped, 0, "answers are no intruders");
 
   await setPolicy("udp", [], 2);
