@@ -5,7 +5,7 @@ import { ExternalDeviceError } from "./external-error.ts";
 import { type UapiReply, UapiReplyReader } from "./uapi-protocol.ts";
 
 /** A device that says nothing for so long is not working. */
-export const UAPI_SILENCE_MAX: Millis = 10_000;
+const SILENCE_MAX: Millis = 10_000;
 
 /**
  * One connection to a device's control socket: a request, its reply, the next request. Throws ExternalDeviceError
@@ -17,23 +17,23 @@ export class UapiConnection implements Disposable {
   #waiting: { reader: UapiReplyReader; resolve(reply: UapiReply): void; reject(error: Error): void } | undefined;
   #failure: ExternalDeviceError | undefined;
 
-  private constructor(socket: Socket, path: string) {
+  private constructor(socket: Socket, path: string, silenceMax: Millis) {
     this.#socket = socket;
     this.#path = path;
     socket.on("data", (piece) => this.#read(piece));
     socket.on("error", (error) => this.#fail(translate(path, error)));
     socket.on("close", () => this.#fail(lost(path, "the device closed the connection")));
-    socket.setTimeout(UAPI_SILENCE_MAX, () => this.#fail(lost(path, `no answer for ${UAPI_SILENCE_MAX / 1000} s`)));
+    socket.setTimeout(silenceMax, () => this.#fail(lost(path, `no answer for ${silenceMax / 1000} s`)));
   }
 
-  static open(path: string): Promise<UapiConnection> {
+  static open(path: string, silenceMax = SILENCE_MAX): Promise<UapiConnection> {
     return new Promise((resolve, reject) => {
       const socket = connect(path);
       const refused = (error: Error): void => reject(translate(path, error));
       socket.once("error", refused);
       socket.once("connect", () => {
         socket.off("error", refused);
-        resolve(new UapiConnection(socket, path));
+        resolve(new UapiConnection(socket, path, silenceMax));
       });
     });
   }

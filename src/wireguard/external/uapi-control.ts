@@ -1,4 +1,5 @@
 import { join } from "node:path";
+import type { Millis } from "#base/time.ts";
 import { errnoName } from "#net/errno.ts";
 import { applyPeers, type Refusal, withRemovals } from "./apply-peers.ts";
 import { CallQueue } from "./call-queue.ts";
@@ -37,11 +38,13 @@ export function uapiPath(interfaceName: string, folder = UAPI_FOLDER): string {
  */
 export class UapiControl implements DeviceControl {
   readonly #path: string;
+  readonly #silenceMax: Millis | undefined;
   readonly #calls = new CallQueue();
 
-  /** `path` of the socket; see `uapiPath`. */
-  constructor(path: string) {
+  /** `path` of the socket; see `uapiPath`. `silenceMax`: of a device that is asked; default 10 s. */
+  constructor(path: string, silenceMax?: Millis) {
     this.#path = path;
+    this.#silenceMax = silenceMax;
   }
 
   change(change: InterfaceChange, peers: readonly PeerChange[]): Promise<void> {
@@ -73,7 +76,7 @@ export class UapiControl implements DeviceControl {
   }
 
   #talk(): Talk {
-    return new Talk(this.#path, this.#calls.signal);
+    return new Talk(this.#path, this.#calls.signal, this.#silenceMax);
   }
 }
 
@@ -96,17 +99,19 @@ function requestsOf(changes: readonly PeerChange[]): PeerChange[][] {
 class Talk implements Disposable {
   readonly #path: string;
   readonly #signal: AbortSignal;
+  readonly #silenceMax: Millis | undefined;
   #connection: UapiConnection | undefined;
 
-  constructor(path: string, signal: AbortSignal) {
+  constructor(path: string, signal: AbortSignal, silenceMax: Millis | undefined) {
     this.#path = path;
     this.#signal = signal;
+    this.#silenceMax = silenceMax;
     signal.addEventListener("abort", this.#stop);
   }
 
   async ask(request: Uint8Array): Promise<UapiReply> {
     try {
-      this.#connection ??= await UapiConnection.open(this.#path);
+      this.#connection ??= await UapiConnection.open(this.#path, this.#silenceMax);
       if (this.#signal.aborted) this.#stop();
       const reply = await this.#connection.ask(request);
       if (reply.errno) this.#hangUp();
