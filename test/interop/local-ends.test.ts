@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { PrivateKey } from "#base/keys.ts";
+import { fakeInitiation } from "#wireguard/external/ports/fake-initiation.ts";
 import { PortsHost } from "./external-ports-lab.ts";
 import { delivered, Judge, Lab, missingForLab, OurDevice, ping } from "./wireguard-lab.ts";
 
@@ -51,3 +53,23 @@ for (const kind of ["loopback-addresses", "loopback-sockets", "loopback-mac1"] a
     await ports.close();
     await device.close();
   });
+
+test("where there is no loopback address but 127.0.0.1, peers are told apart by port or by mac1", options, async () => {
+  await using lab = await Lab.create();
+  await lab.ip(lab.there, "addr", "del", "127.0.0.1/8", "dev", "lo");
+  await lab.ip(lab.there, "addr", "add", "127.0.0.1/32", "dev", "lo");
+  const ports = new PortsHost(lab, lab.there);
+  const refused = ports.request({ op: "ends", kind: "loopback-addresses", devicePort: GO_PORT });
+  await assert.rejects(refused, /127\.0\.0\.0\/8/);
+  for (const [index, kind] of (["loopback-sockets", "loopback-mac1"] as const).entries()) {
+    await ports.request({ op: "ends", kind, devicePort: GO_PORT });
+    const key = PrivateKey.generate().publicKey;
+    const to = (await ports.request({ op: "open", key })) as string;
+    assert.match(to, /^127\.0\.0\.1:/);
+    const datagram = Buffer.from(fakeInitiation(key)).toString("base64");
+    await ports.request({ op: "udp", port: GO_PORT, datagram, to });
+    const told = (await ports.waitFor("datagram", index + 1)).at(-1)!;
+    assert.deepEqual([told.key, told.datagram], [key, datagram]);
+  }
+  await ports.close();
+});
