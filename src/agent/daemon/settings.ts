@@ -113,7 +113,7 @@ export const SETTINGS: SettingTable = {
   device: {
     flag: "device",
     placeholder: "KIND",
-    help: `what implements WireGuard: ${DEVICE_CHOICES.join(", ")} (default: auto)`,
+    help: "what implements WireGuard: embedded (Perch itself), kernel, wireguard-go, or auto: kernel where it works, else embedded (default: auto)",
     variables: [],
     secret: false,
     parse: checkDevice,
