@@ -21,8 +21,11 @@ export interface CounterActivity {
   readonly txData: boolean;
 }
 
-/** Handshake messages in one direction: one is told from data by its size, more only where a handshake is known of. */
-const HANDSHAKE_MESSAGES = { unknown: 1, known: 6 } as const;
+/**
+ * Handshake messages of a kind in one direction: one is told from data by its size, more only where a handshake is known of. Who
+ * sends still more of them is about to talk: there it does no harm to take them for data.
+ */
+const HANDSHAKE_MESSAGES = { unknown: 1, known: 2 } as const;
 
 /**
  * Tells user traffic from what WireGuard says by itself. Data is 32 bytes and the packet padded to 16, so never less than 64
@@ -37,13 +40,17 @@ export function judgeGrowth({ rx, tx, span, handshake }: CounterGrowth): Counter
 }
 
 /** Whether so many bytes can be keepalives and handshake messages, and nothing else. */
-function isOverhead(bytes: number, keepalives: number, messages: number, cookies: boolean): boolean {
-  for (let initiations = 0; initiations <= messages; initiations++) {
-    for (let responses = 0; initiations + responses <= messages; responses++) {
-      const cookieReplies = cookies ? messages - initiations - responses : 0;
-      for (let replies = 0; replies <= cookieReplies; replies++) {
-        const left = bytes - initiations * INITIATION_BYTES - responses * RESPONSE_BYTES - replies * COOKIE_REPLY_BYTES;
-        if (left >= 0 && left % MIN_TRANSPORT_BYTES === 0 && left / MIN_TRANSPORT_BYTES <= keepalives) return true;
+function isOverhead(bytes: number, keepalives: number, messages: number, handshake: boolean): boolean {
+  for (let most = 0; most <= messages; most++) {
+    for (let others = 0; others <= (handshake ? 1 : 0); others++) {
+      for (const size of [
+        most * INITIATION_BYTES + others * RESPONSE_BYTES,
+        most * RESPONSE_BYTES + others * INITIATION_BYTES,
+      ]) {
+        for (const reply of handshake ? [0, COOKIE_REPLY_BYTES] : [0]) {
+          const left = bytes - size - reply;
+          if (left >= 0 && left % MIN_TRANSPORT_BYTES === 0 && left / MIN_TRANSPORT_BYTES <= keepalives) return true;
+        }
       }
     }
   }

@@ -254,6 +254,20 @@ describe("an asleep peer of an external device", () => {
     assert.deepEqual(takeRelayed(), packets);
   });
 
+  it("is woken by an initiation although it has a session, when the device has nothing else to wonder about", async () => {
+    const { set, out, takeEvents, connect, pass } = setUp();
+    await connect(RELAY);
+    set("asleep");
+    await pass(15_000);
+    out(message(1));
+    await pass(5_200);
+    out(message(1));
+    assert.deepEqual(takeEvents(), [], "what went before the sleep was not answered");
+    await pass(20_000);
+    out(message(1));
+    assert.deepEqual(takeEvents(), ["wake"]);
+  });
+
   it("is woken by its own initiation over the relay, not by one of somebody else or one seen before", () => {
     const { clock, set, device, peer, events, takeEvents, remoteInitiation, ends } = setUp();
     set("asleep");
@@ -323,14 +337,15 @@ describe("an asleep peer of an external device", () => {
       set("awake");
       device.setPath(peer, RELAY);
       assert.deepEqual(takeRelayed(), [own]);
-      device.injectRelayed(peer, remoteInitiation());
+      const other = remoteInitiation();
+      device.injectRelayed(peer, other);
       assert.equal(ends.delivered.length, isSenior ? 0 : 1, "a device that takes one forgets its own");
       await pass(200);
       device.initiate(peer, [RELAY]);
       device.setPath(peer, DIRECT);
       assert.deepEqual(takeRelayed(), isSenior ? [own] : [], "what the device has forgotten is not sent again");
       await pass(1_000);
-      device.injectRelayed(peer, remoteInitiation());
+      device.injectRelayed(peer, isSenior ? other : remoteInitiation());
       assert.equal(ends.delivered.length, isSenior ? 1 : 2, "the answer is missing: the peer's turn");
     }
   });

@@ -226,6 +226,8 @@ export class ExternalDevice implements WireGuardDevice {
     // Both ends agree about the order of their keys.
     if (!this.#driver.insists(peer, this.publicKey > peer.key)) return true;
     this.#count("drop-handshake-crossed");
+    // The device did not see it: the peer may send it again.
+    this.#check.forget(peer.key);
     return false;
   }
 

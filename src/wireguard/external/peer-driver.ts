@@ -1,7 +1,7 @@
 import type { Emitter } from "#base/emitter.ts";
 import type { Endpoint } from "#base/ip.ts";
 import type { Clock, Millis } from "#base/time.ts";
-import { REKEY_ATTEMPT_TIME, REKEY_TIMEOUT } from "../constants.ts";
+import { KEEPALIVE_TIMEOUT, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, REKEY_TIMEOUT_JITTER } from "../constants.ts";
 import type { DeviceEvents, DevicePath, PacketSource, WakeCause } from "../device.ts";
 import { TRANSIENT_ERRORS } from "../device-error.ts";
 import { samePath } from "../device-path.ts";
@@ -44,6 +44,8 @@ const QUESTION_PATIENCE: Millis = 500;
 const WORTH_REPEATING: Millis = 1_000;
 /** The device ends sessions a little earlier than the reading that showed their handshake lets us think. */
 const SESSION_MARGIN: Millis = 5_000;
+/** A device begins a handshake so long after data that nothing answered. */
+const NEW_HANDSHAKE_TIME: Millis = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + 2 * REKEY_TIMEOUT_JITTER;
 /** A peer that fell asleep is looked at for so long at least: what crossed with its sleep makes the device roam. */
 const SETTLING: Millis = 5_000;
 /** A handshake that woke a peer proves it when it is awake so soon after. */
@@ -100,7 +102,7 @@ export class PeerDriver {
     this.#deps.teller.keepalive(peer, 0);
     // A handshake that goes unanswered would go on for 90 s and be taken for a wish to talk.
     const isTrying = use.initiation !== undefined || use.tryingSince !== undefined;
-    this.#dropWaiting(peer, use);
+    this.#dropHeld(use);
     if (isTrying && !hasSession(use, now)) this.#deps.teller.reset(peer, undefined);
     else if (path.kind === "udp" || use.told !== "local") this.#deps.teller.endpoint(peer, "local");
     this.#deps.readings.look();
@@ -114,13 +116,14 @@ export class PeerDriver {
 
   /** What waits in the device goes with what it knows of the peer, and with it the repetitions that would ask again. */
   #dropWaiting(peer: ExternalPeer, use: PeerUse): void {
-    this.#deps.count(
-      "drop-staged-bytes",
-      use.held.take().reduce((sum, { length }) => sum + length, 0),
-    );
+    this.#dropHeld(use);
+    if (use.initiation && !hasSession(use, this.#deps.clock.now())) this.#deps.teller.reset(peer, undefined);
+  }
+
+  #dropHeld(use: PeerUse): void {
+    for (const { length } of use.held.take()) this.#deps.count("drop-staged-bytes", length);
     use.wantedData = false;
     use.tryingSince = undefined;
-    if (use.initiation && !hasSession(use, this.#deps.clock.now())) this.#deps.teller.reset(peer, undefined);
   }
 
   // Paths
@@ -245,7 +248,7 @@ export class PeerDriver {
     const now = this.#deps.clock.now();
     const isAsked = now - use.askedAt < WORTH_REPEATING;
     const byUser = isRepetition(use, now) ? use.initiation!.byUser : !isAsked;
-    const isOfTimer = peer.mode === "asleep" && !use.wantedData && hasSession(use, now + SESSION_MARGIN);
+    const isOfTimer = peer.mode === "asleep" && isOfDeviceTimer(use, now);
     use.initiation = { message, at: now, byUser: byUser && !isOfTimer, sentOver: NO_PATHS, copies: 0 };
     // With a session, packets come as data first: this is the device wondering why nothing answered before the sleep.
     if (isOfTimer) return this.#deps.count("initiations-of-timers");
@@ -408,6 +411,15 @@ export class PeerDriver {
     if (path.kind === "relay") this.#deps.teller.endpoint(peer, "local");
     else if (source.kind === "relay" && !use.returnTimer) this.#returnToPath(peer, use, path.endpoint);
   }
+}
+
+/**
+ * An initiation for a sleeping peer that no packet caused. With a session packets come as data first; without any, it is the
+ * device that wonders why nothing answered what it sent before the sleep, or its repetition.
+ */
+function isOfDeviceTimer(use: PeerUse, now: Millis): boolean {
+  if (use.wantedData || !hasSession(use, now + SESSION_MARGIN)) return false;
+  return now - use.asleepSince < NEW_HANDSHAKE_TIME || (isRepetition(use, now) && !use.initiation!.byUser);
 }
 
 /** A handshake is under way, or was called for: what comes next may be its proof. */

@@ -20,6 +20,11 @@ export interface DeviceProcessOptions {
   readonly privateKey: string;
 }
 
+interface Agent {
+  readonly address: string;
+  readonly path: DevicePath;
+}
+
 /** How often an agent repeats an initiation that nobody answers. */
 const INITIATE_AGAIN_MS = 500;
 const MANY_PREFIX = "100.64";
@@ -65,7 +70,7 @@ for (const name of [
 }
 
 /** What an agent does for the one peer of the pair when it is woken; undefined: nothing. */
-let agent: { readonly address: string; readonly path: DevicePath } | undefined;
+let agent: Agent | undefined;
 const established = new Set<PublicKey>();
 device.events.on("established", ({ key }) => established.add(key));
 device.events.on("wake", ({ key, cause }) => {
@@ -81,13 +86,14 @@ function wake(key: PublicKey, initiates: boolean): void {
   const { address, path } = agent!;
   established.delete(key);
   setPeer(key, "awake", address);
-  if (initiates) initiate(key, path);
+  if (initiates) initiate(key, agent!);
   device.setPath(key, path);
 }
 
-function initiate(key: PublicKey, path: DevicePath): void {
-  if (established.has(key) || !device.initiate(key, [path])) return;
-  setTimeout(() => initiate(key, path), INITIATE_AGAIN_MS);
+/** Until it is answered, or another agent has the peer. */
+function initiate(key: PublicKey, by: Agent): void {
+  if (agent !== by || established.has(key) || !device.initiate(key, [by.path])) return;
+  setTimeout(() => initiate(key, by), INITIATE_AGAIN_MS);
 }
 
 const methods: Record<string, (...args: never[]) => unknown> = {
