@@ -12,7 +12,7 @@ import { LoopbackSockets } from "./loopback-sockets.ts";
 import type { PortThread } from "./port-thread.ts";
 
 /** Peers with a socket each, at most; more share one. */
-export const DEFAULT_THRESHOLD = 500;
+const DEFAULT_THRESHOLD = 500;
 /** Of the process's descriptors, for sockets of few peers, and as many for those of many that are told apart by mac1. */
 const DESCRIPTOR_SHARE = 1 / 4;
 

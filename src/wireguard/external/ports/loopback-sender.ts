@@ -90,7 +90,7 @@ export class LoopbackSender {
     const { length } = datagram;
     if (this.#isClosed || length > MESSAGE_BYTES_MAX) return false;
     if (this.#bytes + length > BUFFER_BYTES) this.flush();
-    const extends_ =
+    const isMore =
       this.#canMerge &&
       this.#messages > 0 &&
       source === this.#source &&
@@ -100,9 +100,9 @@ export class LoopbackSender {
       // A smaller one was the last.
       this.#messageBytes === this.#segments * this.#segmentBytes &&
       this.#messageBytes + length <= MESSAGE_BYTES_MAX;
-    if (!extends_ && this.#messages === SLOTS) this.flush();
+    if (!isMore && this.#messages === SLOTS) this.flush();
     this.#arena.bytes.set(datagram, this.#buffer + this.#bytes);
-    if (extends_) {
+    if (isMore) {
       this.#segments++;
       this.#messageBytes += length;
     } else this.#begin(source, length);
