@@ -43,7 +43,7 @@ export async function createDevice(deps: DeviceDeps, options: DeviceOptions): Pr
     const { device: choice } = options;
     const { clock, log } = deps;
     if (choice === "embedded") return await createEmbeddedDevice({ clock, log }, options);
-    const external = await openExternalDevice(externalDeps(deps), { ...options, choice });
+    const external = await openExternalDevice(externalDeps(deps), { ...options, choice, closed: true });
     if (!external) return await createEmbeddedDevice({ clock, log }, options);
     warnOfEarlierTimestamps(deps, options.timestampMark);
     return external;

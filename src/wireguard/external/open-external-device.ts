@@ -10,6 +10,7 @@ import type { WireGuardDevice } from "../device.ts";
 import { type BackendChoice, chooseBackend } from "./choose-backend.ts";
 import { createExternalDevice } from "./create-external-device.ts";
 import type { DeviceRecord } from "./device-mark.ts";
+import { ExternalDeviceError } from "./external-error.ts";
 import { findProgram } from "./find-program.ts";
 import { NftRules, probeNft } from "./nft-rules.ts";
 import type { Backend } from "./parts.ts";
@@ -38,6 +39,8 @@ export interface OpenExternalOptions {
   readonly listenPort: number;
   /** Inner MTU, bytes. The interface gets it from whoever gives it its addresses. */
   readonly mtu: number;
+  /** Nothing comes in before the first `setFilter`. Throws where access rules cannot be had. */
+  readonly closed?: boolean;
 }
 
 /**
@@ -58,7 +61,7 @@ export async function openExternalDevice(
   options: OpenExternalOptions,
 ): Promise<WireGuardDevice | undefined> {
   const { clock, log } = deps;
-  const { choice, interfaceName, privateKey, listenPort, mtu } = options;
+  const { choice, interfaceName, privateKey, listenPort, mtu, closed = false } = options;
   await using undo = new AsyncDisposableStack();
   const backend = await startBackend(deps, choice, interfaceName);
   if (!backend) return undefined;
@@ -66,6 +69,7 @@ export async function openExternalDevice(
   const thread = undo.use(await PortThread.start({ clock, log }));
   const sharedPort = undo.use(await RawPort.open(thread, { port: 0 }));
   const rules = undo.use(await NftRules.open(interfaceName));
+  if (closed) await closeInterface(rules);
   const ends = createLocalEnds({ clock, log, thread }, { devicePort: 0 });
   const program = await describeProgram(backend);
   // The parts are the device's from here on, also when it cannot be made.
@@ -75,6 +79,19 @@ export async function openExternalDevice(
     { backend, localEnds: new ThreadedEnds(ends, thread), sharedPort, rules },
     { privateKey, listenPort, mtu, program },
   );
+}
+
+async function closeInterface(rules: NftRules): Promise<void> {
+  let failure: string | undefined;
+  using stack = new DisposableStack();
+  stack.defer(
+    rules.events.on("failed", ({ reason }) => {
+      failure = reason;
+    }),
+  );
+  rules.set({ inbound: [], otherwise: "drop" });
+  await rules.settled();
+  if (failure !== undefined) throw new ExternalDeviceError("control-failed", failure);
 }
 
 async function startBackend(
