@@ -133,7 +133,9 @@ describe("wireguard-go as a backend", { skip, timeout: 20_000, concurrency: 4 },
       await using backend = run.backend;
       undo(backend.interfaceName);
       await waitUntil(() => run.events.length > 0, "the backend tells", 5000);
-      assert.deepEqual(run.events, ["restarted: was ended, or its interface deleted"]);
+      assert.equal(run.events.length, 1);
+      // Sometimes it has last words.
+      assert.match(run.events[0]!, /^restarted: was ended, or its interface deleted/);
       assert.equal(interfaceExists(backend.interfaceName), true);
       await backend.control.change({ listenPort: 0 }, []);
     });

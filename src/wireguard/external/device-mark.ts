@@ -57,16 +57,14 @@ export async function removeMarked(mark: DeviceMark): Promise<string | undefined
 }
 
 async function removeProcess({ mark, interfaceName, socketPath }: ProcessMark): Promise<string | undefined> {
-  const pids = markedProcesses(mark);
+  const processes = markedProcesses(mark);
   for (const signal of ["SIGTERM", "SIGKILL"] as const) {
-    for (const pid of markedProcesses(mark)) tryKill(pid, signal);
-    for (let waited = 0; waited < TERMINATE_PATIENCE && markedProcesses(mark).length > 0; waited += POLL)
-      await sleep(POLL);
+    for (const { pid } of processes.filter(isAlive)) tryKill(pid, signal);
+    for (let waited = 0; waited < TERMINATE_PATIENCE && processes.some(isAlive); waited += POLL) await sleep(POLL);
   }
   await removeDeadSocket(socketPath);
-  return pids.length > 0
-    ? `ended wireguard-go (${pids.join(", ")}), which had the interface ${interfaceName}`
-    : undefined;
+  if (processes.length === 0) return undefined;
+  return `ended wireguard-go (${processes.map(({ pid }) => pid).join(", ")}), which had the interface ${interfaceName}`;
 }
 
 /** Removes a control socket that nobody serves. */
@@ -74,19 +72,48 @@ export async function removeDeadSocket(path: string): Promise<void> {
   if (!(await isServed(path))) rmSync(path, { force: true });
 }
 
-function markedProcesses(mark: string): number[] {
-  const wanted = `${MARK_VARIABLE}=${mark}`;
-  return readdirSync("/proc")
-    .filter((entry) => /^\d+$/.test(entry) && environmentOf(entry).includes(wanted))
-    .map(Number);
+interface FoundProcess {
+  readonly pid: number;
+  /** Ticks since boot: nobody who gets the number later has the same. */
+  readonly start: string;
 }
 
-/** Empty for a process that is not ours to see or is gone; also for a dead one that waits to be collected. */
-function environmentOf(pid: string): readonly string[] {
+function markedProcesses(mark: string): FoundProcess[] {
+  const wanted = `${MARK_VARIABLE}=${mark}`;
+  return readdirSync("/proc")
+    .filter((entry) => /^\d+$/.test(entry) && (readProc(`${entry}/environ`) ?? "").split("\0").includes(wanted))
+    .map((entry) => ({ pid: Number(entry), start: statOf(Number(entry))?.start ?? "" }));
+}
+
+/** Not only until its memory is gone: a process that ends holds its interface and sockets for a moment longer. */
+function isAlive({ pid, start }: FoundProcess): boolean {
+  const stat = statOf(pid);
+  if (stat?.start !== start) return false;
+  return stat.state !== "Z" || readThreads(pid) > 1;
+}
+
+/** proc(5), stat: the fields after the name, the third of all first. */
+function statOf(pid: number): { readonly state: string; readonly start: string } | undefined {
+  const stat = readProc(`${pid}/stat`);
+  if (stat === undefined) return undefined;
+  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  return { state: fields[0]!, start: fields[19]! };
+}
+
+function readThreads(pid: number): number {
   try {
-    return readFileSync(`/proc/${pid}/environ`, "latin1").split("\0");
+    return readdirSync(`/proc/${pid}/task`).length;
   } catch {
-    return [];
+    return 0;
+  }
+}
+
+/** Undefined for a process that is gone, or not ours to see. */
+function readProc(path: string): string | undefined {
+  try {
+    return readFileSync(`/proc/${path}`, "latin1");
+  } catch {
+    return undefined;
   }
 }
 
