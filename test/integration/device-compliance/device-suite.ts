@@ -213,6 +213,27 @@ function sleepsAndComesBack(kinds: readonly [DeviceKind, DeviceKind]): void {
     assert.deepEqual([a.events, await a.stats(b.started.key)], [[], null]);
   });
 
+  for (const kind of ["relay", "udp"] as const) {
+    it(`says when nothing answers over ${kind}, and is back at once with a peer that forgot its session`, async () => {
+      const pair = current();
+      const { a, b } = pair;
+      await pair.reset();
+      await pair.automate(kind);
+      assert.equal(await a.ping(b.address, 3, 0.05, "-W", "5"), 3);
+      await a.event("established");
+      await b.call("removePeer", a.started.key);
+      await pair.sleep(b);
+      await sleep(100);
+      a.events.length = 0;
+      const flow = a.ping(b.address, 30, 0.05, "-W", "0.3");
+      await a.event("silent");
+      await a.call("initiate", b.started.key, [kind === "relay" ? { kind } : pair.direct(b)]);
+      await a.event("established", undefined, 2_000);
+      await flow;
+      assert.equal(await a.ping(b.address, 3, 0.05, "-W", "1"), 3);
+    });
+  }
+
   it("takes a thousand peers in one turn, of which the touched one wakes", async () => {
     const pair = current();
     const { a } = pair;
