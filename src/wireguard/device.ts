@@ -131,14 +131,17 @@ export interface DeviceEvents {
    * declined or postponed.
    */
   wake: { readonly key: PublicKey; readonly cause: WakeCause };
-  /** A session is usable in both directions. */
+  /** A session is usable in both directions; with an external device also when `initiate` finds that one still is. */
   established: {
     readonly key: PublicKey;
     readonly role: "initiator" | "responder";
     readonly source: PacketSource;
     readonly rtt?: Millis;
   };
-  /** An authenticated packet of an awake peer came from elsewhere than its path; the device does not roam by itself. */
+  /**
+   * An authenticated packet of an awake peer came from elsewhere than its path. The device does not roam by itself, or is sent
+   * back when the path stays.
+   */
   "path-hint": { readonly key: PublicKey; readonly source: PacketSource };
   /** Data was sent to an awake peer and nothing authenticated came back for 400 ms; again while that goes on. */
   silent: { readonly key: PublicKey };
@@ -155,7 +158,8 @@ export interface DeviceEvents {
   "handshake-failed": { readonly key: PublicKey; readonly droppedBytes: number };
   /**
    * The data worker died of a fault (logged) and another took over: interface, addresses, routes, port, peers and counters are
-   * as they were. Packets that waited are lost, and awake peers handshake anew, which has begun.
+   * as they were. Packets that waited are lost, and awake peers handshake anew, which has begun. The same of an external
+   * device's program, except that the interface is a new one: down, without addresses and routes.
    */
   "worker-restarted": { readonly reason: string };
   /** The interface was deleted, or the data worker died again and again; the device is closed. */
