@@ -575,6 +575,19 @@ describe("an awake peer of an external device", () => {
     assert.deepEqual(control.peers.get(peer)!.endpoint, DIRECT.kind === "udp" && DIRECT.endpoint);
   });
 
+  it("on a direct path is direct again soon when no initiation could be caught", async () => {
+    const { peer, control, connect, pass, device, local, clock } = setUp();
+    await connect(DIRECT);
+    // The session is over: the device is asked for a handshake that both paths are to carry.
+    await pass(200_000);
+    device.initiate(peer, [DIRECT, RELAY]);
+    await pass(1);
+    assert.deepEqual(control.peers.get(peer)!.endpoint, local());
+    await pass(3_500);
+    assert.deepEqual(control.peers.get(peer)!.endpoint, DIRECT.kind === "udp" && DIRECT.endpoint);
+    assert.ok(clock.pending > 0);
+  });
+
   it("is silent when data goes out and nothing comes, and not for handshakes and keepalives", async () => {
     const { peer, control, connect, pass, takeEvents } = setUp();
     await connect(DIRECT);
@@ -679,6 +692,15 @@ describe("an external device", () => {
     await turn();
     assert.equal(control.calls.length, length);
     assert.equal(clock.pending, 0);
+  });
+
+  it("closes although its program answers no call any more", async () => {
+    const { backend, device, set, control } = setUp();
+    control.gate = new Promise(() => {});
+    set("awake");
+    await turn();
+    await device.close();
+    assert.equal(backend.closed, 1);
   });
 
   it("moves a peer's local end when that moved", async () => {

@@ -363,7 +363,8 @@ export class ExternalDevice implements WireGuardDevice {
     for (const unsubscribe of this.#unsubscribe) unsubscribe();
     for (const { use } of this.#watched) if (use) endUse(use);
     const { backend, localEnds, sharedPort, rules } = this.#parts;
-    await Promise.all([this.#readings.close(), this.#batch.close()]);
+    // Calls that a stuck device never answers end with the backend.
+    const calls = Promise.all([this.#readings.close(), this.#batch.close()]);
     for (const part of [rules, sharedPort, localEnds, backend]) {
       try {
         await part[Symbol.asyncDispose]();
@@ -371,6 +372,7 @@ export class ExternalDevice implements WireGuardDevice {
         this.#log.error("part of the device did not close", { err: messageOf(error) });
       }
     }
+    await calls;
   }
 
   [Symbol.asyncDispose](): Promise<void> {

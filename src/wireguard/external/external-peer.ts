@@ -26,7 +26,8 @@ export interface CapturedInitiation {
   readonly byUser: boolean;
   /** Copies went out over these. */
   readonly sentOver: readonly DevicePath[];
-  readonly copies: number;
+  /** When the first of them did. */
+  readonly sentAt: Millis | undefined;
 }
 
 /** A handshake of a peer that has a session cannot be had: something that it sends proves it, or it loses the session. */
@@ -63,8 +64,6 @@ export interface PeerUse {
   resetIn: number;
 
   initiation: CapturedInitiation | undefined;
-  /** An initiation of the peer is with the device, whose own is worth nothing then: until here none is sent. */
-  yieldsUntil: Millis;
   /** A keepalive was made to begin a handshake. */
   askedAt: Millis;
   question: Question | undefined;
@@ -128,7 +127,6 @@ export function useOf(peer: ExternalPeer): PeerUse {
     detour: false,
     resetIn: 0,
     initiation: undefined,
-    yieldsUntil: Number.NEGATIVE_INFINITY,
     askedAt: Number.NEGATIVE_INFINITY,
     question: undefined,
     calledAt: Number.NEGATIVE_INFINITY,

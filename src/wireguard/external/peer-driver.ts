@@ -6,7 +6,7 @@ import type { DeviceEvents, DevicePath, PacketSource, WakeCause } from "../devic
 import { TRANSIENT_ERRORS } from "../device-error.ts";
 import { samePath } from "../device-path.ts";
 import { MessageType, MIN_TRANSPORT_BYTES } from "../messages.ts";
-import type { DeviceTeller } from "./device-teller.ts";
+import type { DeviceTeller, Prompt } from "./device-teller.ts";
 import {
   type ExternalPeer,
   FIRST_RETURN_PAUSE,
@@ -40,6 +40,8 @@ export interface PeerDriverDeps {
 const SILENCE: Millis = 400;
 /** A peer with a session that is asked for a handshake has to be heard within this time, or begins anew. */
 const QUESTION_PATIENCE: Millis = 500;
+/** Or when it is asked again after this, by a caller that knows how long an answer takes: an embedded device has ended the session. */
+const QUESTION_AGAIN: Millis = 100;
 /** An initiation younger than this is worth sending again as it is over a path that came up meanwhile. */
 const WORTH_REPEATING: Millis = 1_000;
 /** The device ends sessions a little earlier than the reading that showed their handshake lets us think. */
@@ -52,6 +54,8 @@ const SETTLING: Millis = 5_000;
 const PROOF_KEPT: Millis = 5_000;
 /** An initiation of ours goes on before one of the peer for so long, or steps back: there and back through a slow relay. */
 const CROSSING: Millis = 1_000;
+/** A direct peer whose initiation was to be caught is direct again after this. */
+const LONGEST_DETOUR: Millis = 2_000;
 const LONGEST_RETURN_PAUSE: Millis = 1_000;
 
 /**
@@ -149,8 +153,9 @@ export class PeerDriver {
     const initiation = freshInitiation(use, this.#deps.clock.now());
     if (!initiation || initiation.sentOver.some((sent) => samePath(sent, path))) return;
     const isFirst = before.kind === "none" && !adopted && initiation.byUser;
-    const isAwaited = initiation.copies > 0 && this.#deps.clock.now() - initiation.at < WORTH_REPEATING;
-    if (isFirst || isAwaited) this.#sendCopies(peer, use, [path]);
+    const { sentAt } = initiation;
+    const isUnderWay = sentAt !== undefined && this.#deps.clock.now() - sentAt < WORTH_REPEATING;
+    if (isFirst || isUnderWay) this.#sendCopies(peer, use, [path]);
   }
 
   /** Sends what the device gave us for the peer, and is not meant to be seen. */
@@ -199,31 +204,39 @@ export class PeerDriver {
     use.tryingSince ??= now;
     if (freshInitiation(use, now)) this.#sendCopies(peer, use, use.initiatePaths);
     else if (!use.question) this.#askForInitiation(peer, use, now);
+    else if (now - use.question.since >= QUESTION_AGAIN) this.#beginAnew(peer, use, now);
   }
 
   #askForInitiation(peer: ExternalPeer, use: PeerUse, now: Millis): void {
-    const paths = use.initiatePaths;
-    const prompt = { direct: use.path.kind === "udp" && paths.every((path) => samePath(path, use.path)) };
+    const prompt = promptOf(use);
     use.askedAt = now;
     use.detour = use.path.kind === "udp" && !prompt.direct;
     this.#deps.teller.prompt(peer, prompt);
     this.#deps.readings.look();
     if (!hasSession(use, now)) return;
-    const timer = this.#deps.clock.after(QUESTION_PATIENCE, () => {
-      use.question = undefined;
-      this.#deps.count("sessions-begun-anew");
-      this.#deps.teller.reset(peer, prompt);
-      this.#deps.readings.look();
-    });
+    const { clock } = this.#deps;
+    const timer = clock.after(QUESTION_PATIENCE, () => this.#beginAnew(peer, use, clock.now()));
     use.question = { since: now, timer };
+  }
+
+  /** The device forgets the session that nobody answered in, and makes an initiation. */
+  #beginAnew(peer: ExternalPeer, use: PeerUse, now: Millis): void {
+    const prompt = promptOf(use);
+    endQuestion(use);
+    use.askedAt = now;
+    use.detour = use.path.kind === "udp" && !prompt.direct;
+    this.#deps.count("sessions-begun-anew");
+    this.#deps.teller.reset(peer, prompt);
+    this.#deps.readings.look();
   }
 
   #sendCopies(peer: ExternalPeer, use: PeerUse, paths: readonly DevicePath[]): void {
     const { initiation } = use;
-    if (!initiation || paths.length === 0 || this.#deps.clock.now() < use.yieldsUntil) return;
-    use.tryingSince ??= this.#deps.clock.now();
+    const now = this.#deps.clock.now();
+    if (!initiation || paths.length === 0) return;
+    use.tryingSince ??= now;
     const sentOver = [...initiation.sentOver, ...paths.filter((path) => !initiation.sentOver.includes(path))];
-    use.initiation = { ...initiation, sentOver, copies: initiation.copies + 1 };
+    use.initiation = { ...initiation, sentOver, sentAt: initiation.sentAt ?? now };
     for (const path of paths) this.#send(peer, path, initiation.message);
     this.#deps.count("initiation-copies-sent", paths.length);
   }
@@ -249,7 +262,7 @@ export class PeerDriver {
     const isAsked = now - use.askedAt < WORTH_REPEATING;
     const byUser = isRepetition(use, now) ? use.initiation!.byUser : !isAsked;
     const isOfTimer = peer.mode === "asleep" && isOfDeviceTimer(use, now);
-    use.initiation = { message, at: now, byUser: byUser && !isOfTimer, sentOver: NO_PATHS, copies: 0 };
+    use.initiation = { message, at: now, byUser: byUser && !isOfTimer, sentOver: NO_PATHS, sentAt: undefined };
     // With a session, packets come as data first: this is the device wondering why nothing answered before the sleep.
     if (isOfTimer) return this.#deps.count("initiations-of-timers");
     if (peer.mode === "asleep") return this.#wake(peer, use, { kind: "activity" });
@@ -306,6 +319,8 @@ export class PeerDriver {
     this.#adopt(peer, use, source);
     this.#wake(peer, use, { kind: "handshake", source });
     this.#hint(peer, use, source);
+    // The device took it, and forgot its own.
+    if (source.kind === "udp") use.initiation = undefined;
     this.#deps.readings.look();
   }
 
@@ -317,9 +332,9 @@ export class PeerDriver {
   insists(peer: ExternalPeer, isSenior: boolean): boolean {
     const use = useOf(peer);
     const now = this.#deps.clock.now();
-    const { initiation } = use;
-    if (isSenior && initiation && initiation.copies > 0 && now - initiation.at < CROSSING) return true;
-    use.yieldsUntil = now + CROSSING;
+    const sentAt = use.initiation?.sentAt;
+    if (isSenior && sentAt !== undefined && now - sentAt < CROSSING) return true;
+    use.initiation = undefined;
     return false;
   }
 
@@ -368,15 +383,11 @@ export class PeerDriver {
     const isAnswer = use.question !== undefined && activity.rx && time.start > use.question.since;
     if (source && activity.rx) this.#adopt(peer, use, source);
     const wasProven = time.now - use.provenAsleepAt < PROOF_KEPT;
+    if (handshake) this.#deps.count("handshake-completed");
     if (handshake || isAnswer || wasProven) this.#establish(peer, use, source ?? { kind: "relay" });
-    if (peer.mode === "awake") this.#judgePath(peer, use, facts);
     const { now } = time;
-    if (use.unansweredSince !== undefined) {
-      if (now - use.unansweredSince >= SILENCE) {
-        use.unansweredSince = undefined;
-        this.#deps.events.emit("silent", { key: peer.key });
-      } else this.#deps.readings.want(use.unansweredSince + SILENCE);
-    }
+    if (peer.mode === "awake") this.#judgePath(peer, use, facts, now);
+    if (peer.mode === "awake") this.#judgeSilence(peer, use, facts, now);
     if (use.tryingSince !== undefined && now - use.tryingSince >= REKEY_ATTEMPT_TIME) {
       use.tryingSince = undefined;
       use.initiation = undefined;
@@ -384,6 +395,16 @@ export class PeerDriver {
       this.#deps.count("handshake-given-up");
       this.#deps.events.emit("handshake-failed", { key: peer.key, droppedBytes });
     }
+  }
+
+  #judgeSilence(peer: ExternalPeer, use: PeerUse, { strayed }: ReadingFacts, now: Millis): void {
+    const { path, adopted, unansweredSince } = use;
+    if (unansweredSince === undefined || (path.kind === "none" && !adopted)) return;
+    if (now - unansweredSince < SILENCE) return this.#deps.readings.want(unansweredSince + SILENCE);
+    use.unansweredSince = undefined;
+    // Where it roamed to is worth no more than the path.
+    if (strayed && path.kind === "udp") this.#returnToPath(peer, use, path.endpoint);
+    this.#deps.events.emit("silent", { key: peer.key });
   }
 
   #establish(peer: ExternalPeer, use: PeerUse, source: PacketSource): void {
@@ -395,13 +416,16 @@ export class PeerDriver {
     use.calledAt = Number.NEGATIVE_INFINITY;
     use.initiatePaths = NO_PATHS;
     this.#deps.teller.keepalive(peer, peer.keepalive);
-    this.#deps.count("handshake-completed");
     this.#deps.events.emit("established", { key: peer.key, role, source });
   }
 
   /** The device follows the peer wherever it sends from. Whether that is to stay the caller says. */
-  #judgePath(peer: ExternalPeer, use: PeerUse, { activity, source, strayed, since }: ReadingFacts): void {
+  #judgePath(peer: ExternalPeer, use: PeerUse, facts: ReadingFacts, now: Millis): void {
+    const { activity, source, strayed, since } = facts;
     const { path } = use;
+    // No initiation came of it: the device made one lately, which went directly.
+    if (use.detour && path.kind === "udp" && now - use.askedAt >= LONGEST_DETOUR)
+      return this.#returnToPath(peer, use, path.endpoint);
     if (path.kind === "udp" && activity.rx && use.relayedDataAt >= since) this.#hint(peer, use, { kind: "relay" });
     if (!source || !strayed || use.detour || path.kind === "none") return;
     if (source.kind === "udp" && (activity.rx || !use.hinted || !samePath(use.hinted, source)))
@@ -425,6 +449,11 @@ function isOfDeviceTimer(use: PeerUse, now: Millis): boolean {
 /** A handshake is under way, or was called for: what comes next may be its proof. */
 function isAwaited(use: PeerUse, now: Millis): boolean {
   return use.tryingSince !== undefined || now - use.calledAt < REKEY_TIMEOUT;
+}
+
+/** Whether the device may send its initiation by itself, or it is to be caught. */
+function promptOf({ path, initiatePaths }: PeerUse): Prompt {
+  return { direct: path.kind === "udp" && initiatePaths.every((each) => samePath(each, path)) };
 }
 
 /**

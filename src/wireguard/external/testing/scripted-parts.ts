@@ -27,12 +27,13 @@ export class ScriptedControl implements DeviceControl {
   readonly failures: Error[] = [];
   /** Held back until it resolves. */
   gate: Promise<void> | undefined;
+  readonly #closed = Promise.withResolvers<void>();
   /** A keepalive went from off to on: the device sends. */
   readonly prompted: PublicKey[] = [];
 
   async change(change: InterfaceChange, peers: readonly PeerChange[]): Promise<void> {
     this.calls.push({ change, peers });
-    await this.gate;
+    await this.#pass();
     const failure = this.failures.shift();
     if (failure) throw failure;
     if (change.replacePeers) this.peers.clear();
@@ -41,7 +42,7 @@ export class ScriptedControl implements DeviceControl {
 
   async read(): Promise<DeviceReading> {
     this.reads++;
-    await this.gate;
+    await this.#pass();
     const peers = new Map<PublicKey, PeerReading>();
     for (const [key, { endpoint, rxBytes = 0, txBytes = 0, lastHandshake = 0 }] of this.peers)
       peers.set(key, { endpoint, rxBytes, txBytes, lastHandshake });
@@ -61,7 +62,15 @@ export class ScriptedControl implements DeviceControl {
     return this.calls.splice(0).flatMap(({ peers }) => peers.map(describe));
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {}
+  /** Ends the calls that are held back, as closing does. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#closed.reject(new Error("closed"));
+    this.#closed.promise.catch(() => {});
+  }
+
+  async #pass(): Promise<void> {
+    if (this.gate) await Promise.race([this.gate, this.#closed.promise]);
+  }
 
   #apply(change: PeerChange): void {
     const { key } = change;
@@ -109,6 +118,7 @@ export class ScriptedBackend implements Backend {
 
   async close(): Promise<void> {
     this.closed++;
+    await this.control[Symbol.asyncDispose]();
   }
 
   [Symbol.asyncDispose](): Promise<void> {
