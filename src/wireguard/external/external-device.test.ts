@@ -347,6 +347,10 @@ describe("an asleep peer of an external device", () => {
       await pass(1_000);
       device.injectRelayed(peer, isSenior ? other : remoteInitiation());
       assert.equal(ends.delivered.length, isSenior ? 1 : 2, "the answer is missing: the peer's turn");
+      device.setPath(peer, RELAY);
+      takeRelayed();
+      const next = out(message(1));
+      assert.deepEqual(takeRelayed(), [next], "one that the device made since is as good as any");
     }
   });
 
@@ -532,6 +536,21 @@ describe("an awake peer of an external device", () => {
       [rxBytes + 92, txBytes + 148],
       "counters go on",
     );
+  });
+
+  it("begins anew at once when it is asked again and heard nothing, as the caller knows how long an answer takes", async () => {
+    const { device, peer, control, connect, pass } = setUp();
+    await connect(RELAY);
+    device.initiate(peer, [RELAY]);
+    await pass(50);
+    device.initiate(peer, [RELAY]);
+    await pass(50);
+    assert.ok(control.take().every((change) => change.startsWith("keepalive")), "too soon for an answer");
+    device.initiate(peer, [RELAY]);
+    await pass(5);
+    assert.equal(device.counters().get("sessions-begun-anew"), 1);
+    await pass(1_000);
+    assert.equal(device.counters().get("sessions-begun-anew"), 1, "once");
   });
 
   it("is not taken back networks that another peer was given since when it begins anew", async () => {
