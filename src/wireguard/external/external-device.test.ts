@@ -354,6 +354,15 @@ describe("an asleep peer of an external device", () => {
     }
   });
 
+  it("is not looked at for what strangers send to the device's port", async () => {
+    const { set, port, control, pass, takeEvents, clock } = setUp();
+    set("asleep");
+    for (const type of [1, 2, 3] as const)
+      for (let i = 0; i < 50; i++) port.events.emit("handshake", { datagram: message(type), from: HERE, to: HERE });
+    await pass(1_000);
+    assert.deepEqual([control.reads, clock.pending, takeEvents()], [0, 0, []]);
+  });
+
   it("has its answer to a relayed initiation sent back before it is awake", () => {
     const { set, out, takeRelayed, remoteInitiation, device, peer } = setUp();
     set("asleep");
@@ -545,7 +554,10 @@ describe("an awake peer of an external device", () => {
     await pass(50);
     device.initiate(peer, [RELAY]);
     await pass(50);
-    assert.ok(control.take().every((change) => change.startsWith("keepalive")), "too soon for an answer");
+    assert.ok(
+      control.take().every((change) => change.startsWith("keepalive")),
+      "too soon for an answer",
+    );
     device.initiate(peer, [RELAY]);
     await pass(5);
     assert.equal(device.counters().get("sessions-begun-anew"), 1);

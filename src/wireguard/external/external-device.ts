@@ -234,7 +234,8 @@ export class ExternalDevice implements WireGuardDevice {
   /** One that came from the network: the device has it, and answers. */
   #takeDirectHandshake(datagram: Uint8Array, from: Endpoint): void {
     const type = messageType(datagram);
-    if (type !== MessageType.initiation) return this.#readings.look();
+    if (type === MessageType.response && this.#awake > 0 && this.#check.isForUs(datagram)) this.#readings.look();
+    if (type !== MessageType.initiation) return;
     const verdict = this.#identify(datagram);
     const peer = verdict.kind === "peer" ? this.#peers.get(verdict.key) : undefined;
     if (peer) this.#driver.noteInitiation(peer, { kind: "udp", endpoint: from });

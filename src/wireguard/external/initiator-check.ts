@@ -32,9 +32,14 @@ export class InitiatorCheck {
     this.#mac1 = new CookieChecker(local);
   }
 
+  /** Whether the sender of an initiation or a response knows whom it writes to; cheap. */
+  isForUs(message: Uint8Array): boolean {
+    return this.#mac1.isMac1Valid(message);
+  }
+
   /** `isKnown`: the peers that the device has. The message has the size of an initiation. */
   check(message: Uint8Array, isKnown: (key: PublicKey) => boolean, now: Millis): InitiatorVerdict {
-    if (!this.#mac1.isMac1Valid(message)) return { kind: "refused" };
+    if (!this.isForUs(message)) return { kind: "refused" };
     if (!this.#quota.take(now)) return { kind: "unchecked" };
     const claim = readInitiation(this.#local, message);
     if (!claim) return { kind: "refused" };
