@@ -4,6 +4,10 @@ import type { Millis, Timer } from "#base/time.ts";
 import { REJECT_AFTER_TIME, REKEY_TIMEOUT, REKEY_TIMEOUT_JITTER } from "../constants.ts";
 import type { DevicePath, DevicePeerStats, PacketSource } from "../device.ts";
 
+/** As many as WireGuard itself keeps for a peer without session. */
+const HELD_DATAGRAMS_MAX = 128;
+const HELD_BYTES_MAX = HELD_DATAGRAMS_MAX * 1500;
+
 /** One configured peer of an external device. One that was never touched has nothing but this. */
 export interface ExternalPeer {
   readonly key: PublicKey;
@@ -221,7 +225,3 @@ export class HeldDatagrams {
     return datagrams;
   }
 }
-
-/** As many as WireGuard itself keeps for a peer without session. */
-const HELD_DATAGRAMS_MAX = 128;
-export const HELD_BYTES_MAX = 128 * 1500;

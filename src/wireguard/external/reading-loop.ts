@@ -40,10 +40,6 @@ export class ReadingLoop {
     return this.#count;
   }
 
-  get lastStart(): Millis {
-    return this.#pace.lastStart;
-  }
-
   /** Something happened that the next readings will show. */
   look(): void {
     this.#pace.look(this.#deps.clock.now());

@@ -7,6 +7,8 @@ const BUSY_INTERVAL: Millis = 250;
 const SETTLING_INTERVAL: Millis = 5_000;
 /** Something just happened that a reading will show: so long after it. */
 const LOOKS: readonly Millis[] = [3, 10, 30, 80, 200, 450];
+/** Readings asked for that are remembered. */
+const ASKED_MAX = 64;
 /** A reading costs what all peers cost: it is followed by so many times its length without one, less when asked for. */
 const REST_FACTOR = { regular: 50, asked: 5 } as const;
 
@@ -16,7 +18,6 @@ export type Watching = "nobody" | "settling" | "awake";
 /** Decides when the device's counters are read. Pure; the caller passes the time. */
 export class ReadingPace {
   #lastEnd: Millis = Number.NEGATIVE_INFINITY;
-  #lastStart: Millis = Number.NEGATIVE_INFINITY;
   #length: Millis = 0;
   #isBusy = false;
   #notBefore: Millis = Number.NEGATIVE_INFINITY;
@@ -33,13 +34,11 @@ export class ReadingPace {
     const index = this.#asked.findIndex((other) => other >= at);
     if (index < 0) this.#asked.push(at);
     else if (this.#asked[index] !== at) this.#asked.splice(index, 0, at);
-    // Those that come within the time of one reading are one.
     if (this.#asked.length > ASKED_MAX) this.#asked.splice(1, 1);
   }
 
   /** A reading took place; `busy`: user traffic moved since the one before. */
   note(start: Millis, end: Millis, busy: boolean): void {
-    this.#lastStart = start;
     this.#lastEnd = end;
     this.#length = end - start;
     this.#isBusy = busy;
@@ -64,15 +63,8 @@ export class ReadingPace {
     return wanted === undefined ? regular : Math.min(wanted, regular);
   }
 
-  /** When the last one began. */
-  get lastStart(): Millis {
-    return this.#lastStart;
-  }
-
   #interval(watching: "settling" | "awake"): Millis {
     if (watching === "settling") return SETTLING_INTERVAL;
     return this.#isBusy ? BUSY_INTERVAL : QUIET_INTERVAL;
   }
 }
-
-const ASKED_MAX = 64;
