@@ -11,6 +11,8 @@ export interface BenchResult {
   /** What `perch` and `p95` may be at most. */
   readonly bar?: number;
   readonly barP95?: number;
+  /** What `perch` has to be at least. */
+  readonly least?: number;
 }
 
 export interface BenchOptions {

@@ -1,4 +1,4 @@
-import { mkdirSync, readdirSync, readFileSync } from "node:fs";
+import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { createLab, type Lab } from "../lab/lab.ts";
@@ -77,14 +77,4 @@ export async function askProbe(agent: LabAgent): Promise<ProbeLine> {
     if (line !== undefined) return JSON.parse(line.slice(PROBE_MARK.length)) as ProbeLine;
   }
   throw new Error(`the probe in ${agent.name} does not answer`);
-}
-
-/** How often the threads of a process gave up the processor of their own will. */
-export function countSleeps(pid: number): number {
-  let count = 0;
-  for (const thread of readdirSync(`/proc/${pid}/task`)) {
-    const status = readFileSync(`/proc/${pid}/task/${thread}/status`, "utf8");
-    count += Number(/^voluntary_ctxt_switches:\s+(\d+)/m.exec(status)?.[1] ?? 0);
-  }
-  return count;
 }

@@ -3,8 +3,9 @@ import { SIGNAL_BURST, SIGNAL_RATE } from "#agent/connections/message-budget.ts"
 import { ensurePrivileges } from "../lab/rootless.ts";
 import { WakePair } from "../lab/wake-pair.ts";
 import { type Bench, type BenchResult, quantile } from "./bench.ts";
-import { askProbe, BigLab, countSleeps } from "./big-lab.ts";
+import { askProbe, BigLab } from "./big-lab.ts";
 import { Crowd } from "./crowd.ts";
+import { countSleeps } from "./process-cost.ts";
 
 const WATCH_MS = 10_000;
 const CHANGES = 5;

@@ -28,7 +28,8 @@ function machine(): string {
 function table(results: readonly BenchResult[]): string {
   const programs = [...new Set(results.flatMap(({ others }) => Object.keys(others)))];
   // A column that no line fills is left out.
-  const has = (field: "p95" | "bar" | "barP95"): boolean => results.some((result) => result[field] !== undefined);
+  const has = (field: "p95" | "bar" | "barP95" | "least"): boolean =>
+    results.some((result) => result[field] !== undefined);
   const columns = [
     ...[
       { title: "", of: ({ name }: BenchResult) => name },
@@ -36,6 +37,7 @@ function table(results: readonly BenchResult[]): string {
     ],
     { title: has("p95") ? "perch, median" : "perch", of: ({ perch }: BenchResult) => format(perch) },
     ...(has("bar") ? [{ title: "at most", of: ({ perch, bar }: BenchResult) => verdict(perch, bar) }] : []),
+    ...(has("least") ? [{ title: "at least", of: ({ perch, least }: BenchResult) => verdictLeast(perch, least) }] : []),
     ...(has("p95") ? [{ title: "p95", of: ({ p95 }: BenchResult) => format(p95) }] : []),
     ...(has("barP95") ? [{ title: "at most", of: ({ p95, barP95 }: BenchResult) => verdict(p95, barP95) }] : []),
     // Behind each program: how many times Perch's value is its value.
@@ -58,6 +60,11 @@ function table(results: readonly BenchResult[]): string {
 function verdict(value = Number.NaN, bar?: number): string {
   if (bar === undefined) return "";
   return `${format(bar)} ${value <= bar ? "ok" : "MISSED"}`;
+}
+
+function verdictLeast(value: number, least?: number): string {
+  if (least === undefined) return "";
+  return `${format(least)} ${value >= least ? "ok" : "MISSED"}`;
 }
 
 function ratio(perch: number, other: number | undefined): string {

@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { createInterface } from "node:readline";
+import { openExternalDevice } from "#wireguard/external/open-external-device.ts";
 import {
   createEmbeddedDevice,
   PrivateKey,
@@ -8,13 +9,15 @@ import {
   parsePrefix,
   silentLogger,
   systemClock,
+  type WireGuardDevice,
 } from "#wireguard/index.ts";
 
 /**
- * One end of the throughput bench: an embedded device with one peer, until stdin closes. Says `ready` when it is up, and its
- * counters as a line of JSON for each line of stdin.
+ * One end of the throughput bench: a device with one peer, until stdin closes. Says `ready` when it is there, and its counters
+ * as a line of JSON for each line of stdin.
  */
 export interface EndOptions {
+  readonly device: "embedded" | "wireguard-go";
   readonly privateKey: string;
   readonly peer: string;
   readonly endpoint: string;
@@ -27,15 +30,7 @@ export interface EndOptions {
 }
 
 const options = JSON.parse(process.argv[2]!) as EndOptions;
-await using device = await createEmbeddedDevice(
-  { clock: systemClock, log: silentLogger },
-  {
-    interfaceName: "wg0",
-    privateKey: PrivateKey.parse(options.privateKey),
-    listenPort: options.port,
-    mtu: options.mtu,
-  },
-);
+await using device = await createDevice();
 const peer = PublicKey.parse(options.peer);
 device.setPeer(peer, { mode: "awake", allowedIps: [parsePrefix(options.allowedIp)] });
 device.setPath(peer, { kind: "udp", endpoint: parseEndpoint(options.endpoint) });
@@ -57,3 +52,17 @@ if (options.filter) {
 process.stdout.write("ready\n");
 for await (const _ of createInterface({ input: process.stdin }))
   process.stdout.write(`${JSON.stringify(Object.fromEntries(device.counters()))}\n`);
+
+function createDevice(): Promise<WireGuardDevice> {
+  const deps = { clock: systemClock, log: silentLogger };
+  const common = {
+    interfaceName: "wg0",
+    privateKey: PrivateKey.parse(options.privateKey),
+    listenPort: options.port,
+    mtu: options.mtu,
+  };
+  if (options.device === "embedded") return createEmbeddedDevice(deps, common);
+  // The bench ends with its namespaces, which leave nothing to record.
+  const record = { write: () => {}, remove: () => {} };
+  return openExternalDevice({ ...deps, record }, { ...common, choice: options.device });
+}

@@ -14,11 +14,23 @@ const IDLE_PEERS = 50_000;
 /** Measured beside the others in the first setup, to see what access rules cost. */
 const FILTERED: Program = { kind: "perch", name: "perch, filter on", filter: true };
 const FLOOD_PER_SECOND = 2_000;
+const BARE: Program = { kind: "wireguard-go", name: "wireguard-go (Debian)", binary: "wireguard-go" };
+/** An agent always enforces access rules; without them is what the device alone costs. */
+const EXTERNAL = [
+  { kind: "perch", name: "perch --device wireguard-go", device: "wireguard-go" },
+  { kind: "perch", name: "perch --device wireguard-go, filter on", device: "wireguard-go", filter: true },
+] as const satisfies readonly Program[];
+/** The issue's bar: of what bare wireguard-go does on the same links. */
+const EXTERNAL_SHARE = 0.95;
+/** Medians of so few differ by less than the bar leaves. */
+const EXTERNAL_ROUNDS = 11;
 
 /** What is measured of each tunnel in each round. */
 interface Figure {
   readonly name: string;
   readonly unit: string;
+  /** The smaller the better. */
+  readonly isCost?: boolean;
   measure(tunnel: TunnelPair): Promise<number>;
 }
 
@@ -38,10 +50,7 @@ interface Setup {
  */
 export const bench: Bench = async (options) => {
   await ensurePrivileges();
-  const programs: Program[] = [
-    { kind: "perch", name: "perch" },
-    { kind: "wireguard-go", name: "wireguard-go (Debian)", binary: "wireguard-go" },
-  ];
+  const programs: Program[] = [{ kind: "perch", name: "perch" }, BARE];
   const built = await buildForeign(WIREGUARD_GO, "newest");
   if (built.kind === "missing") options.say(`without the newest wireguard-go: ${built.reason}`);
   else programs.push({ kind: "wireguard-go", name: `wireguard-go ${built.version}`, binary: built.binary });
@@ -52,8 +61,9 @@ export const bench: Bench = async (options) => {
   const results: BenchResult[] = [];
   for (const [index, setup] of setups(options).entries())
     results.push(...(await compare(setup, index === 0 ? [...programs, FILTERED] : programs, options)));
+  results.push(...(await external(programs[0]!, options)));
   results.push(...(await floods(options)));
-  results.push(...(await idle(programs, options)));
+  results.push(...(await idle([...programs, EXTERNAL[1]], options)));
   return results;
 };
 
@@ -78,12 +88,14 @@ function setups({ quick }: BenchOptions): Setup[] {
   const flood: Figure = {
     name: "ping -f, mean round trip",
     unit: "us",
+    isCost: true,
     measure: async (tunnel) =>
       Number(/= [\d.]+\/([\d.]+)/.exec(await tunnel.ping("-f", "-c", quick ? "500" : "5000"))?.[1]) * 1000,
   };
   const memory: Figure = {
     name: "memory after load, larger end",
     unit: "MB",
+    isCost: true,
     measure: async (tunnel) => tunnel.residentBytes() / 1e6,
   };
   return [
@@ -93,30 +105,68 @@ function setups({ quick }: BenchOptions): Setup[] {
   ];
 }
 
-async function compare(setup: Setup, programs: readonly Program[], { quick, say }: BenchOptions) {
-  const rounds = quick ? 1 : 5;
-  const values = new Map<string, Map<string, number[]>>();
+async function compare(setup: Setup, programs: readonly Program[], options: BenchOptions): Promise<BenchResult[]> {
+  const rounds = options.quick ? 1 : 5;
+  const medianOf = await measureRounds(setup, programs, rounds, options);
+  return setup.figures.map((figure): BenchResult => {
+    const { name, unit } = figure;
+    const others = Object.fromEntries(programs.slice(1).map((program) => [program.name, medianOf(figure, program)]));
+    return { name: `${name}, ${setup.label}`, unit, perch: medianOf(figure, programs[0]!), others, samples: rounds };
+  });
+}
+
+/** What two devices over wireguard-go lose of what it does alone, beside the embedded device. Packets do not pass us there. */
+async function external(embedded: Program, options: BenchOptions): Promise<BenchResult[]> {
+  const { quick } = options;
+  const rounds = quick ? 1 : EXTERNAL_ROUNDS;
+  const [whole] = setups(options) as [Setup];
+  const isBound = ({ unit }: Figure): boolean => unit !== "MB";
+  const setup = quick ? { ...whole, figures: whole.figures.filter((_, index) => index % 3 === 0) } : whole;
+  const medianOf = await measureRounds(setup, [embedded, BARE, ...EXTERNAL], rounds, options);
+  return EXTERNAL.flatMap((program) =>
+    setup.figures.map((figure): BenchResult => {
+      const bare = medianOf(figure, BARE);
+      const bound = figure.isCost ? { bar: bare / EXTERNAL_SHARE } : { least: bare * EXTERNAL_SHARE };
+      return {
+        name: `${figure.name}, ${setup.label}, ${program.name.replace("perch ", "")}`,
+        unit: figure.unit,
+        perch: medianOf(figure, program),
+        others: { [BARE.name]: bare, "embedded device": medianOf(figure, embedded) },
+        samples: rounds,
+        ...(isBound(figure) && bound),
+      };
+    }),
+  );
+}
+
+type MedianOf = (figure: Figure, program: Program) => number;
+
+/** One program after the other, in each round the other way round than before, so that none always comes behind the same. */
+async function measureRounds(
+  setup: Setup,
+  programs: readonly Program[],
+  rounds: number,
+  { say }: BenchOptions,
+): Promise<MedianOf> {
+  const values = new Map<Figure, Map<Program, number[]>>();
   await using stack = new AsyncDisposableStack();
   const tunnels: TunnelPair[] = [];
   for (const program of programs) tunnels.push(stack.use(await TunnelPair.start(program, setup)));
   for (let round = 1; round <= rounds; round++) {
-    for (const { name, unit, measure } of setup.figures) {
+    for (const figure of setup.figures) {
       const line: string[] = [];
-      for (const tunnel of tunnels) {
-        const value = await measure(tunnel);
-        line.push(`${tunnel.program.name} ${value.toFixed(0)}`);
-        const samples = values.get(name) ?? new Map<string, number[]>();
-        values.set(name, samples);
-        samples.set(tunnel.program.name, [...(samples.get(tunnel.program.name) ?? []), value]);
+      const samples = values.get(figure) ?? new Map<Program, number[]>();
+      values.set(figure, samples);
+      for (const tunnel of round % 2 === 0 ? tunnels.toReversed() : tunnels) {
+        const { program } = tunnel;
+        const value = await figure.measure(tunnel);
+        line.push(`${program.name} ${value.toFixed(0)}`);
+        samples.set(program, [...(samples.get(program) ?? []), value]);
       }
-      say(`${setup.label}, round ${round} of ${rounds}: ${name}, ${unit}: ${line.join(", ")}`);
+      say(`${setup.label}, round ${round} of ${rounds}: ${figure.name}, ${figure.unit}: ${line.join(", ")}`);
     }
   }
-  return setup.figures.map(({ name, unit }): BenchResult => {
-    const median = (program: string): number => quantile(values.get(name)!.get(program)!, 0.5);
-    const others = Object.fromEntries(programs.slice(1).map((program) => [program.name, median(program.name)]));
-    return { name: `${name}, ${setup.label}`, unit, perch: median("perch"), others, samples: rounds };
-  });
+  return (figure, program) => quantile(values.get(figure)!.get(program)!, 0.5);
 }
 
 /** How much of its rate one TCP stream keeps while handshakes arrive at the end that receives it. */

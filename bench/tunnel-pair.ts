@@ -1,6 +1,5 @@
 import { type ChildProcess, execFile } from "node:child_process";
 import { once } from "node:events";
-import { readdirSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
@@ -9,6 +8,7 @@ import { promisify } from "node:util";
 import { PrivateKey } from "#base/keys.ts";
 import type { Host } from "../lab/host.ts";
 import { createVethPair, type VethOptions, type VethPair } from "../lab/veth.ts";
+import { countSleeps, processTree, residentBytes } from "./process-cost.ts";
 import type { EndOptions } from "./throughput-end.ts";
 
 const run = promisify(execFile);
@@ -17,8 +17,17 @@ const INNER = ["10.99.0.1", "10.99.0.2"] as const;
 
 /** A WireGuard that the bench runs at both ends of a tunnel. */
 export type Program =
-  /** `checkout`: a directory with another state of Perch; default this one. `filter`: both ends enforce access rules. */
-  | { readonly kind: "perch"; readonly name: string; readonly checkout?: string; readonly filter?: boolean }
+  /**
+   * `device`: default `embedded`. `checkout`: a directory with another state of Perch; default this one. `filter`: both ends
+   * enforce access rules.
+   */
+  | {
+      readonly kind: "perch";
+      readonly name: string;
+      readonly device?: EndOptions["device"];
+      readonly checkout?: string;
+      readonly filter?: boolean;
+    }
   | { readonly kind: "wireguard-go"; readonly name: string; readonly binary: string };
 
 export interface TunnelOptions extends VethOptions {
@@ -60,10 +69,6 @@ export class TunnelPair implements AsyncDisposable {
     return [this.pair.left, this.pair.right];
   }
 
-  get pids(): readonly number[] {
-    return this.#ends.map(({ pid }) => pid!);
-  }
-
   async #start(options: TunnelOptions): Promise<void> {
     // Solicitations of the kernel would count as wake-ups.
     for (const host of this.hosts)
@@ -91,8 +96,9 @@ export class TunnelPair implements AsyncDisposable {
 
   #perch(me: 0 | 1, { innerMtu, asleepPeers = 0 }: TunnelOptions): ChildProcess {
     const other = me === 0 ? 1 : 0;
-    const { checkout, filter = false } = this.program as Program & { kind: "perch" };
+    const { device = "embedded", checkout, filter = false } = this.program as Program & { kind: "perch" };
     const options: EndOptions = {
+      device,
       privateKey: this.keys[me].toBase64(),
       peer: this.keys[other].publicKey,
       endpoint: this.#outer(other),
@@ -105,15 +111,18 @@ export class TunnelPair implements AsyncDisposable {
     const script = join(checkout ?? resolve(import.meta.dirname, ".."), "bench/throughput-end.ts");
     // As scripts/node starts Perch.
     const env = { NODE_COMPILE_CACHE: join(tmpdir(), "perch-bench-cache") };
-    return this.hosts[me].spawnNode(script, [JSON.stringify(options)], {
-      stdio: ["pipe", "pipe", "inherit"],
-      env: { ...process.env, ...env },
-    });
+    return this.hosts[me].spawn(
+      "unshare",
+      ["-m", "sh", "-c", OWN_RUN_SCRIPT, process.execPath, script, JSON.stringify(options)],
+      {
+        stdio: ["pipe", "pipe", "inherit"],
+        env: { ...process.env, ...env },
+      },
+    );
   }
 
   #wireguardGo(me: 0 | 1, binary: string): ChildProcess {
     const other = me === 0 ? 1 : 0;
-    // Each end needs a directory of its own for its control socket: the names are equal.
     const script = ["-m", "sh", "-c", GO_SCRIPT, binary];
     const child = this.hosts[me].spawn("unshare", script, { stdio: ["pipe", "pipe", "ignore"] });
     child.stdin!.end(
@@ -153,23 +162,15 @@ export class TunnelPair implements AsyncDisposable {
     return (await this.pair.left.exec("ping", ["-q", ...args, INNER[1]])).stdout;
   }
 
-  /** Resident memory of the larger end, bytes. */
+  /** Resident memory of the larger end with the programs that it runs, bytes. */
   residentBytes(): number {
-    const resident = (pid: number): number =>
-      Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]) * 1024;
-    return Math.max(...this.pids.map(resident));
+    const sum = (pids: readonly number[]): number => pids.reduce((bytes, pid) => bytes + residentBytes(pid), 0);
+    return Math.max(...this.#ends.map(({ pid }) => sum(processTree(pid!))));
   }
 
   /** How often threads of both ends went to sleep by themselves so far, which is how often they were woken. */
   wakeUps(): number {
-    let count = 0;
-    for (const pid of this.pids) {
-      for (const task of readdirSync(`/proc/${pid}/task`)) {
-        const status = readFileSync(`/proc/${pid}/task/${task}/status`, "utf8");
-        count += Number(/^voluntary_ctxt_switches:\s+(\d+)/m.exec(status)?.[1]);
-      }
-    }
-    return count;
+    return this.#ends.flatMap(({ pid }) => processTree(pid!)).reduce((sum, pid) => sum + countSleeps(pid), 0);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -186,6 +187,9 @@ export class TunnelPair implements AsyncDisposable {
     await this.pair.close();
   }
 }
+
+/** Becomes "$0" with a directory of its own for control sockets: both ends' interfaces have the same name. */
+const OWN_RUN_SCRIPT = 'mount -t tmpfs tmpfs /var/run && exec "$0" "$@"';
 
 /** Configures wireguard-go ($0) from stdin once its socket is there, says so, and becomes it in the foreground. */
 const GO_SCRIPT = `
