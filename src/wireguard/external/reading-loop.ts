@@ -76,21 +76,19 @@ export class ReadingLoop {
     const control = this.#deps.control();
     const start = clock.now();
     const { settled } = batch;
-    let busy = false;
     try {
       const reading = await control.read();
       if (this.#closed || control !== this.#deps.control()) return;
       this.#count++;
       this.#failing = false;
-      busy = take(reading, { start, now: clock.now(), wall: clock.wall(), settled });
+      const busy = take(reading, { start, now: clock.now(), wall: clock.wall(), settled });
+      this.#pace.note(start, clock.now(), busy);
     } catch (error) {
       if (this.#closed) return;
       if (!this.#failing) log.warn("device cannot be read", { err: messageOf(error) });
       this.#failing = true;
-    } finally {
-      const now = clock.now();
-      this.#pace.note(start, now, busy);
-      if (this.#failing) this.#pace.pauseUntil(now + FAILURE_PAUSE);
+      // What was asked for is still to be shown, and what such a reading took says nothing of the next.
+      this.#pace.pauseUntil(clock.now() + FAILURE_PAUSE);
     }
   }
 }

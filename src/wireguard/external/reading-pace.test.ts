@@ -41,6 +41,14 @@ test("a reading that takes long is followed by a rest, a shorter one when it is 
   assert.equal(pace.next("awake"), 6_800);
 });
 
+test("however long a reading took, the next ones are not put off for long", () => {
+  const pace = new ReadingPace();
+  pace.note(1_000, 10_000, true);
+  assert.equal(pace.next("awake"), 25_000);
+  pace.look(10_000);
+  assert.equal(pace.next("awake"), 12_000);
+});
+
 test("however often somebody asks, what is remembered is bounded and the soonest is kept", () => {
   const pace = new ReadingPace();
   for (let at = 0; at < 10_000; at++) pace.look(at);

@@ -11,6 +11,8 @@ const LOOKS: readonly Millis[] = [3, 10, 30, 80, 200, 450];
 const ASKED_MAX = 64;
 /** A reading costs what all peers cost: it is followed by so many times its length without one, less when asked for. */
 const REST_FACTOR = { regular: 50, asked: 5 } as const;
+/** A program that was held up for once must not blind us for long. */
+const LONGEST_REST = { regular: 15_000, asked: 2_000 } as const;
 
 /** Who is looked at: nobody, those who fell asleep lately, or awake peers. */
 export type Watching = "nobody" | "settling" | "awake";
@@ -54,13 +56,15 @@ export class ReadingPace {
   next(watching: Watching): Millis | undefined {
     const asked = this.#asked[0];
     const wanted =
-      asked === undefined
-        ? undefined
-        : Math.max(asked, this.#notBefore, this.#lastEnd + this.#length * REST_FACTOR.asked);
+      asked === undefined ? undefined : Math.max(asked, this.#notBefore, this.#lastEnd + this.#rest("asked"));
     if (watching === "nobody") return wanted;
-    const rest = Math.max(this.#interval(watching), this.#length * REST_FACTOR.regular);
+    const rest = Math.max(this.#interval(watching), this.#rest("regular"));
     const regular = Math.max(this.#notBefore, this.#lastEnd + rest);
     return wanted === undefined ? regular : Math.min(wanted, regular);
+  }
+
+  #rest(kind: keyof typeof REST_FACTOR): Millis {
+    return Math.min(LONGEST_REST[kind], this.#length * REST_FACTOR[kind]);
   }
 
   #interval(watching: "settling" | "awake"): Millis {

@@ -1,0 +1,39 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { setImmediate as turn } from "node:timers/promises";
+import { silentLogger } from "#base/log.ts";
+import { ManualClock } from "#base/time.ts";
+import type { DeviceReading } from "./parts.ts";
+import { ReadingLoop } from "./reading-loop.ts";
+import { ScriptedControl } from "./testing/scripted-parts.ts";
+
+test("a device that answers again after it was stuck is read a second later, for what was asked before", async () => {
+  const clock = new ManualClock(100_000);
+  const control = new ScriptedControl();
+  const taken: DeviceReading[] = [];
+  const loop = new ReadingLoop({
+    clock,
+    log: silentLogger,
+    control: () => control,
+    batch: { settled: 0 },
+    watching: () => "nobody",
+    take: (reading) => taken.push(reading) === 0,
+  });
+  const stuck = Promise.withResolvers<void>();
+  control.gate = stuck.promise;
+  loop.look();
+  clock.advance(3);
+  await turn();
+  clock.advance(10_000);
+  control.gate = undefined;
+  stuck.reject(new Error("no answer for 10 s"));
+  await turn();
+  assert.deepEqual([control.reads, taken.length], [1, 0]);
+  clock.advance(1_000);
+  await turn();
+  assert.deepEqual([control.reads, taken.length], [2, 1]);
+  clock.advance(60_000);
+  await turn();
+  assert.equal(control.reads, 2);
+  await loop.close();
+});
