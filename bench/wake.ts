@@ -9,6 +9,7 @@ import { type WakeEnd, WakePair } from "../lab/wake-pair.ts";
 import { ensurePackages } from "../scripts/system-packages.ts";
 import { BareTunnel } from "./bare-handshake.ts";
 import { type Bench, type BenchOptions, type BenchResult, quantile } from "./bench.ts";
+import { forgetSessions } from "./foreign-session.ts";
 import { NebulaNetwork, nebulaVersion } from "./nebula.ts";
 
 /** Half of the one-way delay between two sites: 20 ms from any host to any other. */
@@ -27,10 +28,14 @@ interface Kind {
   readonly name: string;
   readonly from: string;
   readonly to: string;
-  readonly mode: "cold" | "known" | "restart" | "both-sides";
+  readonly mode: "cold" | "known" | "session-left" | "restart" | "both-sides";
   readonly isDirect: boolean;
   readonly wakes: number;
 }
+
+/** Of both agents; with devices that are not ours, those kinds are measured that say most. */
+const DEVICES = ["embedded", "wireguard-go"] as const;
+type Device = (typeof DEVICES)[number];
 
 const PAIRS = [
   { name: "both behind NATs", from: "alder", to: "birch", isDirect: true, nebula: true },
@@ -62,10 +67,12 @@ interface Sample {
  * program sees it, to the direct path, and to the stages in between.
  *
  *   cold        both tunnels were taken down and up before, nothing is known of the other side
- *   known       a later wake of the same pair
+ *   known       a later wake of the same pair; devices that are wireguard-go have forgotten its session
+ *   session-left  the same, of wireguard-go that has not: within three minutes
  *   restart     both processes were restarted before: their very first wake
  *   both-sides  cold, and a program at either end sends in the same instant
  *
+ * First with the embedded device in all agents, then the main kinds with wireguard-go in all of them, beside the embedded one.
  * In the same run on the same links, in turn: wireguard-go's bare handshake between two ends that know each other's
  * endpoint, and Debian's nebula as restarted nodes that know only their lighthouse.
  */
@@ -86,11 +93,20 @@ export const bench: Bench = async (options) => {
     hosts: names.map((name) => ({ name, site: name })),
   });
   const linkMs = await roundTrip(lab);
-  const results = await measurePerch(lab, names.slice(1), options);
-  const others = await measureOthers(lab, options);
+  const missing = new Set(ensurePackages(BENCH_PACKAGES, options.say).map(({ name }) => name));
+  const agents = names.slice(1);
+  const embedded = await measurePerch(lab, agents, "embedded", options);
+  const external = missing.has("wireguard-go") ? [] : await measurePerch(lab, agents, "wireguard-go", options);
+  const medians = new Map(embedded.map(({ name, perch }) => [name, perch]));
+  const others = await measureOthers(lab, missing, options);
   return [
     { name: "round trip of the links (40 meant)", unit: "ms", perch: linkMs, others: {}, samples: 20 },
-    ...results.map((result) => ({ ...result, others: others.get(result.name) ?? {} })),
+    ...embedded.map((result) => ({ ...result, others: others.get(result.name) ?? {} })),
+    ...external.map((result) => ({
+      ...result,
+      name: `wireguard-go, ${result.name}`,
+      others: medians.has(result.name) ? { "embedded device": medians.get(result.name)! } : {},
+    })),
   ];
 };
 
@@ -100,36 +116,50 @@ async function roundTrip(lab: Lab): Promise<number> {
   return Number(/= [\d.]+\/([\d.]+)\//.exec(stdout)?.[1] ?? Number.NaN);
 }
 
-function kindsOf(quick: boolean): Kind[] {
+function kindsOf(device: Device, quick: boolean): Kind[] {
   const many = quick ? 2 : 50;
   const some = quick ? 2 : 20;
   const [natted] = PAIRS;
-  return PAIRS.flatMap((pair): Kind[] => {
+  const isOurs = device === "embedded";
+  const kinds: Kind[] = [];
+  for (const pair of PAIRS) {
     const isMain = pair === natted || pair.name === "relayed, symmetric NAT";
-    const cold: Kind = { ...pair, mode: "cold", wakes: isMain ? many : some };
-    return pair.isDirect ? [cold, { ...pair, mode: "known", wakes: isMain ? many : some }] : [cold];
-  }).concat({ ...natted, mode: "both-sides", wakes: some }, { ...natted, mode: "restart", wakes: quick ? 1 : 12 });
+    if (!isMain && !isOurs) continue;
+    const wakes = isMain ? many : some;
+    kinds.push({ ...pair, mode: "cold", wakes });
+    if (pair.isDirect) kinds.push({ ...pair, mode: "known", wakes });
+    if (pair.isDirect && !isOurs) kinds.push({ ...pair, mode: "session-left", wakes: some });
+  }
+  kinds.push({ ...natted, mode: "both-sides", wakes: some }, { ...natted, mode: "restart", wakes: quick ? 1 : 12 });
+  return kinds;
 }
 
-async function measurePerch(lab: Lab, agents: readonly string[], options: BenchOptions): Promise<BenchResult[]> {
-  await using network = await PerchNetwork.start(lab, { server: "hub", agents });
+async function measurePerch(
+  lab: Lab,
+  agents: readonly string[],
+  device: Device,
+  { quick, say }: BenchOptions,
+): Promise<BenchResult[]> {
+  const upFlags = (): string[] => ["--device", device];
+  await using network = await PerchNetwork.start(lab, { server: "hub", agents, upFlags });
   const results: BenchResult[] = [];
-  for (const kind of kindsOf(options.quick)) {
-    options.say(`perch, ${kind.name}, ${kind.mode}: ${kind.wakes} wakes`);
-    results.push(...lines(kind, await measureKind(network, kind)));
+  for (const kind of kindsOf(device, quick)) {
+    say(`perch with ${device}, ${kind.name}, ${kind.mode}: ${kind.wakes} wakes`);
+    results.push(...lines(kind, await measureKind(network, device, kind)));
   }
   return results;
 }
 
-async function measureKind(network: PerchNetwork, kind: Kind): Promise<Sample[]> {
+async function measureKind(network: PerchNetwork, device: Device, kind: Kind): Promise<Sample[]> {
   const samples: Sample[] = [];
   const agents = [kind.from, kind.to].map((name) => network.agent(name));
   const open = (): Promise<WakePair> => WakePair.start(network, kind.from, kind.to);
   await forgetAll(agents);
   let pair = await open();
   try {
-    // One more for `known`: the first makes the other side known.
-    for (let wake = kind.mode === "known" ? -1 : 0; wake < kind.wakes; wake++) {
+    const isLater = kind.mode === "known" || kind.mode === "session-left";
+    // The first makes the other side known.
+    for (let wake = isLater ? -1 : 0; wake < kind.wakes; wake++) {
       if (kind.mode === "restart") {
         await pair[Symbol.asyncDispose]();
         await Promise.all([kind.from, kind.to].map((name) => network.restartAgent(name)));
@@ -139,11 +169,12 @@ async function measureKind(network: PerchNetwork, kind: Kind): Promise<Sample[]>
         await forgetAll(agents);
         await pair.asleep();
       }
-      if (kind.mode !== "known") await sleep(SETTLE_MS);
+      if (!isLater) await sleep(SETTLE_MS);
+      else if (kind.mode === "known" && device === "wireguard-go" && wake >= 0) await forgetSessions(pair);
       const ends = kind.mode === "both-sides" ? [pair.from, pair.to] : [pair.from];
       const measured = await Promise.all(ends.map((end) => measureWake(pair, end, kind.isDirect)));
       if (wake >= 0) samples.push(...measured);
-      if (kind.mode === "known") await pair.sleep();
+      if (isLater) await pair.sleep();
     }
   } finally {
     await pair[Symbol.asyncDispose]();
@@ -218,24 +249,23 @@ function lines(kind: Kind, samples: readonly Sample[]): BenchResult[] {
 type Others = Map<string, Record<string, number>>;
 
 /** Values of other programs by the name of the line they stand in. */
-async function measureOthers(lab: Lab, { quick, say }: BenchOptions): Promise<Others> {
+async function measureOthers(lab: Lab, missing: ReadonlySet<string>, { quick, say }: BenchOptions): Promise<Others> {
   const others: Others = new Map();
   const note = (line: string, program: string, times: readonly number[]): void => {
     const name = `${line}: ${FIRST_REPLY}`;
     others.set(name, { ...others.get(name), [program]: quantile(times, 0.5) });
   };
-  const missing = ensurePackages(BENCH_PACKAGES, say).map(({ name }) => name);
   const traffic = new Map<string, Traffic>();
   try {
     for (const name of ["alder", "birch", "cedar", "dune", "elm"])
       traffic.set(name, await Traffic.start(lab.host(name)));
-    if (missing.includes("wireguard-go") || missing.includes("wireguard-tools")) {
+    if (missing.has("wireguard-go") || missing.has("wireguard-tools")) {
       say("NO FLOOR: wireguard-go or wireguard-tools are missing");
     } else {
       say("wireguard-go: bare handshakes");
       note("no NAT, known", "wireguard-go", await measureBare(lab, traffic.get("elm")!, quick ? 2 : 50));
     }
-    if (missing.includes("nebula")) {
+    if (missing.has("nebula")) {
       say("NO COMPARISON: nebula is missing");
     } else {
       const program = `nebula ${await nebulaVersion()}`;
