@@ -83,6 +83,25 @@ test("a probe asks a silent STUN server with one datagram, and its answer is tol
   paths.close();
 });
 
+test("a search that replaces a path under suspicion asks where we are mapped, another one remembers", async () => {
+  const { clock, paths, asked, answer, open } = setUp();
+  paths.setServers([server]);
+  await answer("203.0.113.5:40000");
+  const first = open();
+  const remembered = asked().length;
+  first.session.close();
+  const second = open();
+  assert.equal(asked().length, remembered, "the answer is fresh enough");
+  second.session.suspect(undefined);
+  clock.advance(600);
+  second.session.close();
+  const third = open();
+  assert.equal(asked().length, remembered + 1, "the remote may have been sooner to find the path broken");
+  third.session.close();
+  clock.advance(5000);
+  paths.close();
+});
+
 test("an address more is offered by every open search, without a new one", () => {
   const { clock, paths, improved, addresses, open } = setUp();
   const { session, told } = open();

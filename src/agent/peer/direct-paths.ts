@@ -39,6 +39,8 @@ export interface DirectPathsOptions {
   readonly improved?: (reason: string) => void;
 }
 
+/** A suspicion is decided by then. */
+const SUSPICION: Millis = 2_000;
 /** Between two looks at our mapped addresses on behalf of probes, those of all peers together. */
 const PROBE_STUN_GAP: Millis = 2000;
 /** A server that was silent is sent a single request then. */
@@ -219,6 +221,7 @@ export class DirectPaths {
     );
     /** Where the remote is; known with its half. */
     let network = "";
+    let suspectedAt: Millis = Number.NEGATIVE_INFINITY;
     agent.events.on("selected", ({ local: mine, remote, endpoint, rtt }) => {
       this.#memory.noteFound(peer, this.#network(), network);
       handlers.selected({
@@ -263,12 +266,17 @@ export class DirectPaths {
         agent.setRemoteCredentials({ ufrag, pwd: password }, stock, quiet);
       },
       addRemoteCandidate: (candidate) => agent.addRemoteCandidate(candidate),
-      suspect: (heardFrom) => agent.suspect(heardFrom),
+      suspect: (heardFrom) => {
+        suspectedAt = clock.now();
+        agent.suspect(heardFrom);
+      },
       probe: (heardFrom) => {
         agent.probe(heardFrom);
         this.#probeMapping(session);
       },
       close: () => {
+        // The remote was sooner with its judgement, and begins anew: what it is told of us must not be the mapping that was lost.
+        if (clock.now() - suspectedAt < SUSPICION) this.#doubtMapping = true;
         this.#sessions.delete(session);
         this.#dispatcher.unregister(agent);
         this.#endAttempt(peer, attempt);
