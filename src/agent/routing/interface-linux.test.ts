@@ -112,3 +112,26 @@ test("a route of another agent to the same network stays, is said to be there, a
     ],
   );
 });
+
+test("another interface of the same name gets everything that the earlier one had, and its MTU", {
+  skip: !root && "needs root",
+}, () => {
+  const out = inNamespace(`${prelude}
+    const all = new TunnelInterface("t0", 1340);
+    const wanted = [p("100.90.1.2/16", "fd00:1::2/64"), p("10.1.0.0/16")] as const;
+    const look = () => show("-o", "link", "show", "dev", "t0").replace(/^\\d+: |@if\\d+/g, "").replace(/(link\\/ether|brd) \\S+/g, "")
+      + show("-br", "address", "show", "dev", "t0").replace(/@if\\d+/, "") + show("route", "show", "dev", "t0");
+    await all.apply(...wanted);
+    const before = look();
+    show("link", "del", "t0");
+    show("link", "add", "t0", "type", "veth", "peer", "name", "t1"); show("link", "set", "t1", "up");
+    all.forget();
+    const problems = await all.apply(...wanted);
+    console.log(JSON.stringify([before, look(), problems]));
+  `);
+  const [before, after, problems] = JSON.parse(out) as [string, string, string[]];
+  assert.deepEqual(problems, []);
+  assert.match(after, /mtu 1340/);
+  assert.match(after, /10\.1\.0\.0\/16/);
+  assert.equal(after, before);
+});
