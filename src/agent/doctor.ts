@@ -25,9 +25,6 @@ export interface DoctorDeps {
   readonly status: () => AgentStatus;
 }
 
-/** This build hands no access rules to the device. */
-const ENFORCES_ACCESS_RULES = false;
-
 /** Checks this agent; takes as long as the slowest STUN server, 3.1 s at most. */
 export async function examine(deps: DoctorDeps, signal: AbortSignal): Promise<AgentExamination> {
   const { clock, settings, session } = deps;
@@ -48,7 +45,6 @@ export async function examine(deps: DoctorDeps, signal: AbortSignal): Promise<Ag
     addresses: readAddresses(),
     machineRoutes: readRoutes(),
     wantedRoutes: session ? wantedRoutes(session) : [],
-    enforcesAccessRules: ENFORCES_ACCESS_RULES,
   });
   return { findings, nat };
 }

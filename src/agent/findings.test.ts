@@ -48,6 +48,7 @@ const STATUS: AgentStatus = {
   relays: [{ uri: "rel://hub:33073", available: true }],
   stuns: [],
   serial: 1,
+  firewall: { kind: "rules", rules: 2 },
   counts: { total: 0, idle: 0, connecting: 0, connected: 0 },
   peers: [],
   counters: new Map(),
@@ -74,7 +75,6 @@ const HEALTHY: AgentFacts = {
     { prefix: parsePrefix("100.64.0.0/16"), interfaceName: "perch0" },
   ],
   wantedRoutes: [parsePrefix("100.64.0.0/16")],
-  enforcesAccessRules: true,
 };
 const status = (change: Partial<AgentStatus>): Partial<AgentFacts> => ({ status: { ...STATUS, ...change } });
 const remote = (text: string, interfaceName: string) => ({ prefix: parsePrefix(text), interfaceName });
@@ -249,7 +249,8 @@ const TABLE: readonly (readonly [title: string, Partial<AgentFacts>, Area, Findi
     "note",
     /^waking failed twice in a row, .*: peer-\S+(, \S+){4} and 2 more$/,
   ],
-  ["access rules not enforced", { enforcesAccessRules: false }, "firewall", "note", /does not enforce/],
+  ["access rules in force", {}, "firewall", "ok", /^the network's access rules are enforced, 2 rules$/],
+  ["a network without access rules", status({ firewall: { kind: "open" } }), "firewall", "note", /no access rules/],
 ];
 
 for (const [title, change, area, level, text] of TABLE) {

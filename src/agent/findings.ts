@@ -27,7 +27,6 @@ export interface AgentFacts {
   readonly machineRoutes: readonly MachineRoute[];
   /** What has to lead into the tunnel: our own range and routed networks. */
   readonly wantedRoutes: readonly Prefix[];
-  readonly enforcesAccessRules: boolean;
 }
 
 /** A clock that is off by less disturbs nobody; by more, tokens and certificates begin to fail. */
@@ -71,7 +70,7 @@ export function examineAgent(facts: AgentFacts): Finding[] {
     ...examineInterface(facts),
     ...examineOverlap(facts),
     ...examineLazy(status),
-    ...examineFirewall(facts),
+    ...examineFirewall(status),
   ];
 }
 
@@ -357,9 +356,11 @@ function describeKept(kept: readonly PeerStatus[]): Finding {
   return note("lazy", text, "`perch doctor PEER` says what the connection lacks");
 }
 
-function examineFirewall({ enforcesAccessRules }: AgentFacts): Finding[] {
-  if (enforcesAccessRules) return [ok("firewall", "the network's access rules are enforced")];
-  const text = "this version does not enforce the network's access rules: every peer of the map can reach this machine";
+function examineFirewall({ firewall }: AgentStatus): Finding[] {
+  if (!firewall) return [];
+  if (firewall.kind === "rules")
+    return [ok("firewall", `the network's access rules are enforced, ${count(firewall.rules, "rule")}`)];
+  const text = "the network has no access rules: every peer of the map can reach this machine";
   return [note("firewall", text, "where that matters, filter on the interface by other means")];
 }
 

@@ -92,7 +92,7 @@ test("doctor tells what it found in words and as JSON, and its exit code says wh
   );
   assert.equal(json.udp.servers[0].mapped, "203.0.113.7:51820");
   assert.match(agent.out, /\nok {5}STUN {8}198.51.100.1:3478 answers after 21 ms and sees 203.0.113.7:51820\n/);
-  assert.match(agent.out, /\nnote {3}Firewall {4}this version does not enforce/);
+  assert.match(agent.out, /\nnote {3}Firewall {4}the network has no access rules/);
 
   const direct = await at.run("doctor peer-3");
   assert.equal(direct.code, 0);

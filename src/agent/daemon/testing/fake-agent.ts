@@ -154,6 +154,7 @@ export class FakeAgent implements AgentControl, AsyncDisposable {
       ],
       stuns: [{ uri: "stun:stun.test:3478", available: true, since: now }],
       serial: 7,
+      firewall: { kind: "open" },
       peers: this.#peers,
       counters: new Map([["drop-replay", 2]]),
     });
@@ -275,7 +276,6 @@ export class FakeAgent implements AgentControl, AsyncDisposable {
       ],
       machineRoutes,
       wantedRoutes: up ? [range] : [],
-      enforcesAccessRules: false,
     });
     return { findings, nat };
   }
