@@ -5,6 +5,7 @@ import { parseEndpoint, parsePrefix } from "#base/ip.ts";
 import { PrivateKey } from "#base/keys.ts";
 import { silentLogger } from "#base/log.ts";
 import { ChangeBatch } from "./change-batch.ts";
+import { ExternalDeviceError } from "./external-error.ts";
 import { ScriptedControl } from "./testing/scripted-parts.ts";
 
 const [A, B] = [PrivateKey.generate().publicKey, PrivateKey.generate().publicKey];
@@ -13,8 +14,13 @@ const ENDPOINT = parseEndpoint("192.0.2.1:1");
 
 function setUp() {
   const state = { control: new ScriptedControl() };
-  const batch = new ChangeBatch({ log: silentLogger, control: () => state.control });
-  return { state, batch };
+  const told = { unanswered: 0 };
+  const batch = new ChangeBatch({
+    log: silentLogger,
+    control: () => state.control,
+    unanswered: () => told.unanswered++,
+  });
+  return { state, batch, told };
 }
 
 test("changes of one peer in one turn are one, and later calls say later things", async () => {
@@ -64,6 +70,18 @@ test("a batch counts as settled when it is in the device or refused, never befor
   await turn();
   assert.equal(batch.settled, second);
   assert.equal(batch.failures, 1);
+});
+
+test("a call that was not answered is told of, one that was refused is not", async () => {
+  const { state, batch, told } = setUp();
+  state.control.failures.push(new ExternalDeviceError("control-failed", "no such peer"));
+  batch.push({ key: A, allowedIps: [] });
+  await turn();
+  assert.deepEqual(told, { unanswered: 0 });
+  state.control.failures.push(new ExternalDeviceError("control-failed", "no answer", { retryable: true }));
+  batch.push({ key: A, allowedIps: [] });
+  await turn();
+  assert.deepEqual(told, { unanswered: 1 });
 });
 
 test("what waited for a device that is gone is not told to the next, which gets all of it first", async () => {

@@ -1,4 +1,4 @@
-import { messageOf } from "#base/errors.ts";
+import { messageOf, PerchError } from "#base/errors.ts";
 import type { PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import type { DeviceControl, InterfaceChange, PeerChange } from "./parts.ts";
@@ -7,6 +7,8 @@ export interface ChangeBatchDeps {
   readonly log: Logger;
   /** Of the device as it is when a change begins. */
   readonly control: () => DeviceControl;
+  /** A call was not answered: how much of it is in the device nobody knows, and it is to be told everything anew. */
+  readonly unanswered: () => void;
 }
 
 /**
@@ -54,7 +56,7 @@ export class ChangeBatch {
     return this.#number;
   }
 
-  /** The device is another one and empty: all that waits is moot, and this is what it gets first. */
+  /** The device is another one and empty, or nobody knows what it has: all that waits is moot, this is what it gets first. */
   replace(interfaceChange: InterfaceChange, peers: readonly PeerChange[]): number {
     this.#waiting = new Map(peers.map((change) => [change.key, [change]]));
     this.#interfaceChange = { ...interfaceChange, replacePeers: true };
@@ -101,6 +103,7 @@ export class ChangeBatch {
       if (this.#closed || this.#deps.control() !== control) return;
       this.#failures++;
       this.#deps.log.error("device refused a change", { peers: changes.length, err: messageOf(error) });
+      if (error instanceof PerchError && error.retryable) this.#deps.unanswered();
     }
   }
 }

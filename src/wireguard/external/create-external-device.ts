@@ -12,7 +12,7 @@ import {
  * is the caller's. Port 0 takes a free one. Throws NetError `port-taken` and what the parts throw; the parts are closed then.
  */
 export async function createExternalDevice(
-  deps: ExternalDeviceDeps,
+  deps: Omit<ExternalDeviceDeps, "checkPort">,
   parts: ExternalDeviceParts,
   options: ExternalDeviceOptions,
 ): Promise<WireGuardDevice> {
@@ -23,7 +23,7 @@ export async function createExternalDevice(
     await backend.control.change({ privateKey: options.privateKey, listenPort, replacePeers: true }, []);
     localEnds.setDevicePort(listenPort);
     sharedPort.setPort(listenPort);
-    return new ExternalDevice(deps, parts, { ...options, listenPort });
+    return new ExternalDevice({ ...deps, checkPort: takePort }, parts, { ...options, listenPort });
   } catch (error) {
     for (const part of [rules, sharedPort, localEnds, backend]) await part[Symbol.asyncDispose]();
     throw error;

@@ -8,6 +8,7 @@ import { ManualClock } from "#base/time.ts";
 import type { DeviceEvents, DevicePath, DevicePeerConfig } from "../device.ts";
 import { HandshakeManager } from "../handshake-manager.ts";
 import { ExternalDevice } from "./external-device.ts";
+import { ExternalDeviceError } from "./external-error.ts";
 import {
   ScriptedBackend,
   type ScriptedControl,
@@ -43,7 +44,7 @@ function message(type: 1 | 2 | 3 | 4, bytes = [0, 148, 92, 64, 128][type]!): Uin
 }
 let serial = 1;
 
-function setUp() {
+function setUp({ checkPort = () => {} }: { checkPort?: (port: number) => void } = {}) {
   const clock = new ManualClock(100_000);
   const backend = new ScriptedBackend();
   const ends = new ScriptedEnds();
@@ -51,7 +52,7 @@ function setUp() {
   const rules = new ScriptedRules();
   const privateKey = PrivateKey.generate();
   const device = new ExternalDevice(
-    { clock, log: silentLogger },
+    { clock, log: silentLogger, checkPort },
     { backend, localEnds: ends, sharedPort: port, rules },
     { privateKey, listenPort: 51820, mtu: 1420 },
   );
@@ -723,6 +724,37 @@ describe("an external device", () => {
     await turn();
     assert.equal(control.calls.length, length);
     assert.equal(clock.pending, 0);
+  });
+
+  it("is told everything anew a second after it did not answer, and peers keep their sessions", async () => {
+    const { device, peer, connect, pass, control, takeEvents } = setUp();
+    await connect(DIRECT);
+    const former = PrivateKey.generate().publicKey;
+    device.setPeer(former, { mode: "asleep", allowedIps: [] });
+    await pass(5);
+    control.failures.push(new ExternalDeviceError("control-failed", "no answer for 10 s", { retryable: true }));
+    device.removePeer(former);
+    await pass(5);
+    assert.ok(control.peers.has(former));
+    control.take();
+    await pass(1_000);
+    assert.deepEqual(control.take(), ["add to 192.0.2.2:51820 ips 100.64.0.2/32 keepalive 25"]);
+    assert.deepEqual([...control.peers.keys()], [peer]);
+    await pass(5_000);
+    assert.deepEqual([control.take(), takeEvents()], [[], []]);
+  });
+
+  it("is gone when its program was restarted and somebody else has its port meanwhile", async () => {
+    const { backend, takeEvents } = setUp({
+      checkPort: (port) => {
+        throw new Error(`UDP port ${port} is taken`);
+      },
+    });
+    backend.restart();
+    await turn();
+    assert.deepEqual(takeEvents(), ["gone"]);
+    assert.equal(backend.closed, 1);
+    assert.deepEqual(backend.control.calls, []);
   });
 
   it("closes although its program answers no call any more", async () => {

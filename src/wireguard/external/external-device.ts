@@ -3,7 +3,7 @@ import { messageOf } from "#base/errors.ts";
 import type { Endpoint, Prefix } from "#base/ip.ts";
 import type { PrivateKey, PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
-import type { Clock } from "#base/time.ts";
+import type { Clock, Millis, Timer } from "#base/time.ts";
 import type { DeviceEvents, DevicePath, DevicePeerConfig, DevicePeerStats, WireGuardDevice } from "../device.ts";
 import { checkKeepalive } from "../device-error.ts";
 import type { FilterRules, SourceRule } from "../filter.ts";
@@ -19,9 +19,14 @@ import { beginAnew, endUse, PeerDriver } from "./peer-driver.ts";
 import { type ReadingTime, takeReading } from "./peer-reading.ts";
 import { ReadingLoop } from "./reading-loop.ts";
 
+/** Before a device that did not answer is told everything anew. */
+const TELL_ANEW_PAUSE: Millis = 1_000;
+
 export interface ExternalDeviceDeps {
   readonly clock: Clock;
   readonly log: Logger;
+  /** Throws when somebody else has the UDP port, which a device that takes it keeps to itself. */
+  readonly checkPort: (port: number) => void;
 }
 
 /** What the device is made of; it owns them from then on. */
@@ -58,6 +63,7 @@ export class ExternalDevice implements WireGuardDevice {
   readonly events = new Emitter<DeviceEvents>();
   readonly #clock: Clock;
   readonly #log: Logger;
+  readonly #checkPort: (port: number) => void;
   readonly #parts: ExternalDeviceParts;
   readonly #privateKey: PrivateKey;
   readonly #program: string | undefined;
@@ -73,6 +79,7 @@ export class ExternalDevice implements WireGuardDevice {
   #awake = 0;
   readonly #counters = new Map<string, number>();
   readonly #unsubscribe: (() => void)[] = [];
+  #tellingAnew: Timer | undefined;
   #closing: Promise<void> | undefined;
 
   /** The device has its key and its port. `createExternalDevice` is for callers. */
@@ -80,6 +87,7 @@ export class ExternalDevice implements WireGuardDevice {
     const { backend, localEnds } = parts;
     this.#clock = deps.clock;
     this.#log = deps.log;
+    this.#checkPort = deps.checkPort;
     this.#parts = parts;
     this.#privateKey = options.privateKey;
     this.kind = backend.kind;
@@ -90,7 +98,7 @@ export class ExternalDevice implements WireGuardDevice {
     this.publicKey = local.publicKey;
     this.#check = new InitiatorCheck(local);
     const control = () => backend.control;
-    this.#batch = new ChangeBatch({ log: deps.log, control });
+    this.#batch = new ChangeBatch({ log: deps.log, control, unanswered: () => this.#tellAnew() });
     this.#teller = new DeviceTeller({ log: deps.log, localEnds, batch: this.#batch });
     this.#readings = new ReadingLoop({
       ...deps,
@@ -338,14 +346,34 @@ export class ExternalDevice implements WireGuardDevice {
     if (this.#closing) return;
     this.#log.warn("wireguard device was restarted", { interface: this.interfaceName, reason });
     this.#count("worker-restarts");
+    try {
+      this.#checkPort(this.listenPort);
+    } catch (error) {
+      return this.#end(`${reason}, and ${messageOf(error)}`);
+    }
     const now = this.#clock.now();
     for (const peer of this.#peers.values()) if (peer.use) beginAnew(peer, peer.use, now);
+    const number = this.#tellAll();
+    for (const { use } of this.#peers.values()) if (use) use.resetIn = number;
+    this.events.emit("worker-restarted", { reason });
+    this.#readings.look();
+  }
+
+  /** What of the changes is in the device nobody knows. Peers that are as they should be do not notice. */
+  #tellAnew(): void {
+    if (this.#closing) return;
+    this.#tellingAnew ??= this.#clock.after(TELL_ANEW_PAUSE, () => this.#tellAll());
+  }
+
+  /** The number of the batch that carries it. */
+  #tellAll(): number {
+    this.#tellingAnew?.cancel();
+    this.#tellingAnew = undefined;
     const { listenPort } = this;
     const configs = [...this.#peers.values()].map((peer) => this.#teller.config(peer));
     const number = this.#batch.replace({ privateKey: this.#privateKey, listenPort }, configs);
-    for (const { use } of this.#peers.values()) if (use) use.toldIn = use.resetIn = number;
-    this.events.emit("worker-restarted", { reason });
-    this.#readings.look();
+    for (const { use } of this.#peers.values()) if (use) use.toldIn = number;
+    return number;
   }
 
   #end(reason: string): void {
@@ -362,6 +390,7 @@ export class ExternalDevice implements WireGuardDevice {
 
   async #close(): Promise<void> {
     for (const unsubscribe of this.#unsubscribe) unsubscribe();
+    this.#tellingAnew?.cancel();
     for (const { use } of this.#watched) if (use) endUse(use);
     const { backend, localEnds, sharedPort, rules } = this.#parts;
     // Calls that a stuck device never answers end with the backend.
