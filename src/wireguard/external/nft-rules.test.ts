@@ -1,4 +1,7 @@
 import assert from "node:assert/strict";
+import { mkdtempDisposableSync, readdirSync, readFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
 import { parsePrefix } from "#base/ip.ts";
 import { FilterError, type FilterRule } from "../filter.ts";
@@ -14,7 +17,7 @@ const RULE: FilterRule = { source: SOURCE, protocol: "tcp", ports: { first: 22, 
 class PaperNft implements Nft {
   readonly texts: string[] = [];
   refusals = 0;
-  removed: (table: string) => void = () => {};
+  removed: (table: string | undefined) => void = () => {};
   watchers = 0;
 
   async run(text: string, { check = false } = {}): Promise<void> {
@@ -28,7 +31,7 @@ class PaperNft implements Nft {
     return 7;
   }
 
-  watchRemovals(removed: (table: string) => void): () => void {
+  watchRemovals(removed: (table: string | undefined) => void): () => void {
     this.watchers++;
     this.removed = removed;
     return () => void this.watchers--;
@@ -130,6 +133,39 @@ test("a table that is gone is made again, one of another interface is not ours",
   await rules.settled();
   assert.equal(nft.texts.length, 2);
   assert.equal(nft.texts[1], nft.texts[0]);
+  nft.removed(undefined);
+  await rules.settled();
+  assert.equal(nft.texts.length, 2, "it is still there");
+  nft.refusals = 1;
+  nft.removed(undefined);
+  await rules.settled();
+  assert.equal(nft.texts.length, 3);
+});
+
+test("a monitor that ended is started again, and what it missed is asked for", { timeout: 10_000 }, async () => {
+  using folder = mkdtempDisposableSync(join(tmpdir(), "perch-nft-"));
+  const starts = join(folder.path, "starts");
+  const script = `env > ${starts}.$$; [ $(ls ${folder.path} | wc -l) = 1 ] && exit; echo delete table inet t; exec sleep 60`;
+  process.env.PERCH_SETUP_KEY = "not for other programs";
+  const told: (string | undefined)[] = [];
+  const settled = Promise.withResolvers<void>();
+  const end = nftProgram(["sh", "-c", script]).watchRemovals((table) => {
+    told.push(table);
+    if (table === undefined) settled.resolve();
+  });
+  // It does not hold the process, so something else must.
+  const hold = setInterval(() => {}, 1000);
+  try {
+    await settled.promise;
+    assert.deepEqual(told, ["inet t", undefined]);
+    const files = readdirSync(folder.path);
+    assert.equal(files.length, 2);
+    for (const file of files) assert.doesNotMatch(readFileSync(join(folder.path, file), "utf8"), /SETUP/);
+  } finally {
+    end();
+    clearInterval(hold);
+    delete process.env.PERCH_SETUP_KEY;
+  }
 });
 
 test("dropped packets are counted when somebody asks, at most once a second, and over tables", async () => {

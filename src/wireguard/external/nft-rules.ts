@@ -168,7 +168,7 @@ export class NftRules implements PacketRules {
   /** Rules that are gone let everything in: `nft flush ruleset`, as a firewall does when it starts, takes ours away too. */
   #watch(): void {
     this.#stopWatching ??= this.#nft.watchRemovals((table) => {
-      if (table !== nftTableName(this.#interfaceName) || !this.#table) return;
+      if ((table !== undefined && table !== nftTableName(this.#interfaceName)) || !this.#table) return;
       this.#isSuspect = true;
       this.#work();
     });

@@ -1,9 +1,17 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { createInterface } from "node:readline";
+import type { Millis } from "#base/time.ts";
 import { ExternalDeviceError } from "./external-error.ts";
+import { commandThatEndsWithUs, PROGRAM_PATH } from "./find-program.ts";
 
 /** What nft says when it fails, for a message. */
 const ERROR_MAX_BYTES = 1000;
+/** Until a monitor that was started sees everything. */
+const MONITOR_SETTLE: Millis = 500;
+/** Before one that ended is started again. */
+const MONITOR_PAUSE: Millis = 500;
+/** Not our own, which may hold a setup key. */
+const ENVIRONMENT = { PATH: PROGRAM_PATH, LC_ALL: "C" };
 
 export interface Nft {
   /**
@@ -13,18 +21,19 @@ export interface Nft {
   run(text: string, options?: { readonly check?: boolean }): Promise<void>;
   /** Packets that a counter of a table (`FAMILY NAME`) has counted. Throws as `run`. */
   count(table: string, counter: string): Promise<number>;
-  /** Tells of tables that go, whoever takes them away, as `FAMILY NAME`. Best effort. The returned function ends it. */
-  watchRemovals(removed: (table: string) => void): () => void;
+  /**
+   * Tells of tables that go, whoever takes them away, as `FAMILY NAME`; undefined: any may have gone while nobody watched. The
+   * returned function ends it.
+   */
+  watchRemovals(removed: (table: string | undefined) => void): () => void;
 }
 
 /** nft as a program; `command` with what comes before its options. */
 export function nftProgram(command: readonly [string, ...string[]] = ["nft"]): Nft {
   const [program, ...before] = command;
-  // Debian has it where the PATH of a plain user does not look.
-  const env = { ...process.env, PATH: `${process.env.PATH ?? ""}:/usr/sbin:/sbin`, LC_ALL: "C" };
   const run = (args: readonly string[], text: string): Promise<string> =>
     new Promise((resolve, reject) => {
-      const child = spawn(program, [...before, ...args], { stdio: ["pipe", "pipe", "pipe"], env });
+      const child = spawn(program, [...before, ...args], { stdio: ["pipe", "pipe", "pipe"], env: ENVIRONMENT });
       let output = "";
       let errors = "";
       child.stdout.setEncoding("utf8").on("data", (more: string) => {
@@ -55,28 +64,53 @@ export function nftProgram(command: readonly [string, ...string[]] = ["nft"]): N
       return Number(/packets (\d+)/.exec(text)?.[1] ?? 0);
     },
     watchRemovals(removed) {
-      const monitor = [...command, "monitor", "destroy", "tables"];
-      let child: ChildProcess;
-      let ended = false;
-      const start = ([first, ...args]: readonly string[], instead: readonly string[] | undefined): void => {
-        child = spawn(first!, args, { stdio: ["ignore", "pipe", "ignore"], env });
-        child.on("error", () => {
-          if (instead && !ended) start(instead, undefined);
-        });
-        createInterface({ input: child.stdout! }).on("line", (line) => {
-          if (!ended && line.startsWith("delete table ")) removed(line.slice("delete table ".length).trim());
-        });
-        child.unref();
-        // A pipe is a socket, whatever its type says.
-        (child.stdout as unknown as { unref(): void }).unref();
-      };
-      start(["setpriv", "--pdeathsig", "KILL", ...monitor], monitor);
-      return () => {
-        ended = true;
-        child.kill("SIGKILL");
-      };
+      const monitor = new NftMonitor(command, removed);
+      return () => monitor.close();
     },
   };
+}
+
+/** `nft monitor`, again and again until it is closed: what nobody tells of lets everything in. Does not hold the process. */
+class NftMonitor {
+  readonly #command: readonly string[];
+  readonly #removed: (table: string | undefined) => void;
+  #child: ChildProcess | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #ended = false;
+
+  constructor(command: readonly string[], removed: (table: string | undefined) => void) {
+    this.#command = [...command, "monitor", "destroy", "tables"];
+    this.#removed = removed;
+    void this.#start();
+  }
+
+  close(): void {
+    this.#ended = true;
+    clearTimeout(this.#timer);
+    this.#child?.kill("SIGKILL");
+  }
+
+  async #start(): Promise<void> {
+    const [program, ...args] = [...(await commandThatEndsWithUs("KILL")), ...this.#command];
+    if (this.#ended) return;
+    const child = spawn(program!, args, { stdio: ["ignore", "pipe", "ignore"], env: ENVIRONMENT });
+    this.#child = child;
+    child.on("error", () => {});
+    // It does not end by itself: somebody ended it, or it saw more than it could take.
+    child.on("close", () => this.#later(MONITOR_PAUSE, () => void this.#start()));
+    createInterface({ input: child.stdout }).on("line", (line) => {
+      if (!this.#ended && line.startsWith("delete table ")) this.#removed(line.slice("delete table ".length).trim());
+    });
+    child.unref();
+    // A pipe is a socket, whatever its type says.
+    (child.stdout as unknown as { unref(): void }).unref();
+    this.#later(MONITOR_SETTLE, () => this.#removed(undefined));
+  }
+
+  #later(pause: Millis, call: () => void): void {
+    clearTimeout(this.#timer);
+    if (!this.#ended) this.#timer = setTimeout(call, pause).unref();
+  }
 }
 
 function refusal(reason: string): ExternalDeviceError {
