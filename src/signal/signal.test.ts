@@ -27,6 +27,7 @@ test("two agents talk: bodies arrive, in order, and senders learn whether they w
   );
   assert.ok(bob.received.every(({ from }) => from === alice.key.publicKey));
   assert.deepEqual(await bob.client.send(alice.key.publicKey, createGoIdleBody()), { delivered: true });
+  await until("its arrival", () => alice.received.length > 0);
   assert.equal(alice.received[0]?.body.type, Body_Type.GO_IDLE);
   assert.deepEqual(await alice.client.send(PrivateKey.generate().publicKey, createGoIdleBody()), { delivered: false });
 });
@@ -59,5 +60,6 @@ test("a restart of the server is survived; what was sent meanwhile arrives", asy
   const outcome = alice.client.send(bob.key.publicKey, numbered(1));
   alice.client.noteNetworkChange();
   assert.deepEqual(await outcome, { delivered: true });
+  await until("its arrival", () => bob.received.length > 0);
   assert.equal(bob.received[0]?.body.payload, "1");
 });

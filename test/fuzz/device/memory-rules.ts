@@ -120,6 +120,7 @@ export const RULES: Readonly<Record<string, Rule>> = {
   writev: (guard, [, at, count]) => vector(guard, at!, Number(count)),
   poll: (guard, [at, count]) => void guard.at(at!, Number(count) * POLLFD_BYTES, "pollfds"),
   socketpair: (guard, [, , , pair]) => void guard.at(pair!, 8, "descriptors"),
+  connect: (guard, [, at, bytes]) => void guard.at(at!, Number(bytes), "address"),
   bind: (guard, [, at, bytes]) => void guard.at(at!, Number(bytes), "address"),
   getsockname: (guard, [, at, bytes]) => sized(guard, at!, bytes!, "address"),
   setsockopt: (guard, [, , , at, bytes]) => void guard.at(at!, Number(bytes), "option"),
