@@ -113,13 +113,13 @@ export const SETTINGS: SettingTable = {
   device: {
     flag: "device",
     placeholder: "KIND",
-    help: "what implements WireGuard: embedded (Perch itself), kernel, wireguard-go, or auto: kernel where it works, else embedded (default: auto)",
+    help: "what implements WireGuard: embedded (Perch itself), kernel, wireguard-go, or auto: kernel where it works, else embedded (default: embedded)",
     variables: [],
     secret: false,
     parse: checkDevice,
     check: checkDevice,
     format: (value) => value,
-    fallback: () => "auto",
+    fallback: () => "embedded",
   },
   presharedKey: text({
     flag: "preshared-key",
