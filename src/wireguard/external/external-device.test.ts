@@ -364,6 +364,26 @@ describe("an asleep peer of an external device", () => {
     assert.deepEqual([control.reads, clock.pending, takeEvents()], [0, 0, []]);
   });
 
+  it("is woken by a handshake of its own that was not looked at among many forged ones", async () => {
+    const { set, device, port, control, peer, pass, takeEvents, remoteInitiation, clock } = setUp();
+    set("asleep");
+    device.setPeer(PrivateKey.generate().publicKey, { mode: "asleep", allowedIps: [] });
+    const handshake = (datagram: Uint8Array) => port.events.emit("handshake", { datagram, from: HERE, to: HERE });
+    const seen = remoteInitiation();
+    device.injectRelayed(peer, seen);
+    await pass(10);
+    assert.deepEqual(takeEvents(), ["wake"]);
+    device.declineWake(peer);
+    await pass(20_000);
+    const { reads } = control;
+    for (let i = 0; i < 100; i++) handshake(seen);
+    handshake(remoteInitiation());
+    control.note(peer, { endpoint: ELSEWHERE.endpoint, lastHandshake: clock.wall(), rxBytes: 148, txBytes: 92 });
+    await pass(1_100);
+    assert.deepEqual(takeEvents(), ["wake"]);
+    assert.ok(control.reads - reads < 10);
+  });
+
   it("has its answer to a relayed initiation sent back before it is awake", () => {
     const { set, out, takeRelayed, remoteInitiation, device, peer } = setUp();
     set("asleep");

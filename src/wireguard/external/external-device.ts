@@ -1,6 +1,6 @@
 import { Emitter } from "#base/emitter.ts";
 import { messageOf } from "#base/errors.ts";
-import type { Endpoint, Prefix } from "#base/ip.ts";
+import { type Endpoint, type Prefix, sameEndpoint } from "#base/ip.ts";
 import type { PrivateKey, PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
@@ -12,13 +12,15 @@ import { MessageType, messageType } from "../messages.ts";
 import { samePresharedKey } from "../peer-table.ts";
 import { ChangeBatch } from "./change-batch.ts";
 import { DeviceTeller } from "./device-teller.ts";
-import { type ExternalPeer, statsOf } from "./external-peer.ts";
+import { type ExternalPeer, statsOf, useOf } from "./external-peer.ts";
 import { InitiatorCheck, type InitiatorVerdict } from "./initiator-check.ts";
 import type { Backend, DeviceReading, LocalEnds, PacketRules, SharedPort } from "./parts.ts";
 import { beginAnew, endUse, PeerDriver } from "./peer-driver.ts";
 import { type ReadingTime, takeReading } from "./peer-reading.ts";
 import { ReadingLoop } from "./reading-loop.ts";
 
+/** After an initiation that nobody looked at, before sleepers are compared with what the device has: it answers it meanwhile. */
+const UNSEEN_PAUSE: Millis = 1_000;
 /** Before a device that did not answer is told everything anew. */
 const TELL_ANEW_PAUSE: Millis = 1_000;
 
@@ -77,6 +79,8 @@ export class ExternalDevice implements WireGuardDevice {
   /** Awake peers, and those that fell asleep or were called lately. */
   readonly #watched = new Set<ExternalPeer>();
   #awake = 0;
+  /** A reading from then on shows which sleepers had a handshake that nobody looked at; undefined: none had. */
+  #unseenUntil: Millis | undefined;
   readonly #counters = new Map<string, number>();
   readonly #unsubscribe: (() => void)[] = [];
   #tellingAnew: Timer | undefined;
@@ -248,6 +252,9 @@ export class ExternalDevice implements WireGuardDevice {
     const peer = verdict.kind === "peer" ? this.#peers.get(verdict.key) : undefined;
     if (peer) this.#driver.noteInitiation(peer, { kind: "udp", endpoint: from });
     else this.#count(`handshake-${verdict.kind}`);
+    if (verdict.kind !== "unchecked" || this.#unseenUntil !== undefined) return;
+    this.#unseenUntil = this.#clock.now() + UNSEEN_PAUSE;
+    this.#readings.want(this.#unseenUntil);
   }
 
   #identify(message: Uint8Array): InitiatorVerdict {
@@ -264,6 +271,10 @@ export class ExternalDevice implements WireGuardDevice {
   // What readings say
 
   #takeReading(reading: DeviceReading, time: ReadingTime): boolean {
+    if (this.#unseenUntil !== undefined && time.start >= this.#unseenUntil) {
+      this.#unseenUntil = undefined;
+      this.#watchStrays(reading);
+    }
     let busy = false;
     for (const peer of [...this.#watched]) {
       const { use } = peer;
@@ -274,6 +285,17 @@ export class ExternalDevice implements WireGuardDevice {
       this.#driver.judge(peer, use, facts, time);
     }
     return busy;
+  }
+
+  /** Sleepers that the device does not send to us any more: it took their handshake, and nothing would wake them. */
+  #watchStrays(reading: DeviceReading): void {
+    for (const peer of this.#peers.values()) {
+      if (peer.mode === "awake" || this.#watched.has(peer)) continue;
+      const read = reading.peers.get(peer.key);
+      if (!read || !peer.local || sameEndpoint(read.endpoint, peer.local)) continue;
+      useOf(peer);
+      this.#watched.add(peer);
+    }
   }
 
   // The rest of the interface
