@@ -5,22 +5,19 @@ import { libc } from "./libc.ts";
 import { AF_INET, AF_INET6, decodeSockaddr, encodeSockaddr, SOCKADDR_IN6_BYTES } from "./sockaddr.ts";
 
 const SOCK_DGRAM_CLOEXEC = 2 | 0x80000;
-const SOL_SOCKET = 1;
-const SO_MARK = 36;
 
 /** The local address from which the machine would send to `to`, or why it would not, such as `ENETUNREACH`. Sends nothing. */
 export type RouteSource =
   | { readonly kind: "found"; readonly address: IpAddress }
   | { readonly kind: "refused"; readonly errno: string };
 
-/** Asks the routing tables by connecting a UDP socket of the moment; about 10 µs. `fwmark` as on the socket that will send. */
-export function routeSource(to: Endpoint, fwmark = 0): RouteSource {
+/** Asks the routing tables by connecting a UDP socket of the moment; about 10 µs. */
+export function routeSource(to: Endpoint): RouteSource {
   const c = libc();
   const fd = c.socket(isV6(to.address) ? AF_INET6 : AF_INET, SOCK_DGRAM_CLOEXEC, 0);
   const refused = (): RouteSource => ({ kind: "refused", errno: errnoName(c.errno()) });
   if (fd < 0) return refused();
   try {
-    if (fwmark !== 0 && c.setsockopt(fd, SOL_SOCKET, SO_MARK, new Uint32Array([fwmark]), 4) < 0) return refused();
     const name = encodeSockaddr(to);
     if (c.connect(fd, name, name.length) < 0) return refused();
     const own = new Uint8Array(SOCKADDR_IN6_BYTES);

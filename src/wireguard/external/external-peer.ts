@@ -110,7 +110,7 @@ export interface RawCounters {
   readonly tx: number;
 }
 
-export const NO_COUNTERS: RawCounters = { rx: 0, tx: 0 };
+const NO_COUNTERS: RawCounters = { rx: 0, tx: 0 };
 export const NO_PATH: DevicePath = { kind: "none" };
 export const NO_PATHS: readonly DevicePath[] = [];
 export const FIRST_RETURN_PAUSE: Millis = 20;
@@ -197,7 +197,7 @@ export function isRepetition(use: PeerUse, now: Millis): boolean {
 }
 
 /** Datagrams of one peer that wait for a path; bounded, the oldest goes first. */
-export class HeldDatagrams {
+class HeldDatagrams {
   #datagrams: Uint8Array[] = [];
   #bytes = 0;
 

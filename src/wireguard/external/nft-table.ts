@@ -106,11 +106,6 @@ export class NftTable {
     this.#table = nftTableName(interfaceName);
   }
 
-  /** Sources with rules. */
-  get size(): number {
-    return this.#entries.size;
-  }
-
   /** Makes the table, without what was there by its name. */
   create(sources: Iterable<SourceChange>, otherwise: FilterVerdict): string {
     const table = this.#table;

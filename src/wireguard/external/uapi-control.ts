@@ -16,7 +16,7 @@ import {
 } from "./uapi-protocol.ts";
 
 /** Where WireGuard programs in userspace keep their control sockets; wireguard-go cannot be told of another place. */
-export const UAPI_FOLDER = "/var/run/wireguard";
+const UAPI_FOLDER = "/var/run/wireguard";
 
 /**
  * What fits into the buffer of a Linux stream socket: the request is written in one go, so the device's refusal is read before

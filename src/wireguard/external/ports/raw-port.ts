@@ -15,7 +15,6 @@ import { rawFilterV4, rawFilterV6 } from "./raw-filter.ts";
 const SOCK_RAW_NONBLOCK_CLOEXEC = 3 | 0x800 | 0x80000;
 const IPPROTO_UDP = 17;
 const SOL_SOCKET = 1;
-const SO_MARK = 36;
 const SO_RXQ_OVFL = 40;
 const SOL_IP = 0;
 const IP_MTU_DISCOVER = 10;
@@ -29,8 +28,6 @@ const UDP_CHECKSUM_AT = 6;
 export interface RawPortOptions {
   /** The device's UDP port; 0: not known yet. */
   readonly port: number;
-  /** SO_MARK, against routing loops; 0 or absent: none. */
-  readonly fwmark?: number;
 }
 
 interface RawSocket {
@@ -49,18 +46,15 @@ interface RawSocket {
 export class RawPort implements SharedPort {
   readonly events = new Emitter<SharedPortEvents>();
   readonly #sockets: RawSocket[] = [];
-  readonly #fwmark: number;
   #port = 0;
   #malformed = 0;
   #closed: Promise<void> | undefined;
 
-  private constructor(fwmark: number) {
-    this.#fwmark = fwmark;
-  }
+  private constructor() {}
 
   /** Throws NetError `not-permitted`, `ffi-missing` or `syscall-failed`; nothing is left open then. */
   static async open(thread: PortThread, options: RawPortOptions): Promise<RawPort> {
-    const port = new RawPort(options.fwmark ?? 0);
+    const port = new RawPort();
     try {
       for (const family of [AF_INET, AF_INET6] as const) port.#open(thread, family);
       port.setPort(options.port);
@@ -81,7 +75,7 @@ export class RawPort implements SharedPort {
     if (family === AF_INET6) return this.#transmit(socket.fd, encodeRawUdp(ports, datagram), to.address, from?.address);
     let source = from?.address;
     if (source === undefined) {
-      const route = routeSource(to, this.#fwmark);
+      const route = routeSource(to);
       if (route.kind === "refused") return route.errno;
       source = route.address;
     }
@@ -137,8 +131,6 @@ export class RawPort implements SharedPort {
     const set = (level: number, name: number, value: number): boolean =>
       libc().setsockopt(fd, level, name, new Uint32Array([value]), 4) === 0;
     set(SOL_SOCKET, SO_RXQ_OVFL, 1);
-    if (this.#fwmark !== 0 && !set(SOL_SOCKET, SO_MARK, this.#fwmark))
-      throw lastError(`cannot mark packets with ${this.#fwmark}`);
     if (family === AF_INET) {
       set(SOL_IP, IP_MTU_DISCOVER, 0);
       return;
