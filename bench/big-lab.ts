@@ -11,6 +11,13 @@ const SETTLE_MS = 13_000;
 /** Half of the one-way delay between two hosts. */
 const SITE_LATENCY_MS = 10;
 
+export interface BigLabOptions {
+  /** Of the agent alder; birch has the embedded one. */
+  readonly device?: string;
+  /** Of the daemons. */
+  readonly environment?: Readonly<Record<string, string>>;
+}
+
 /** A server whose store was filled before it started, and two real agents with probes in them, in a lab. */
 export class BigLab implements AsyncDisposable {
   readonly network: PerchNetwork;
@@ -21,7 +28,7 @@ export class BigLab implements AsyncDisposable {
     this.network = network;
   }
 
-  static async start(peers: number): Promise<BigLab> {
+  static async start(peers: number, { device = "embedded", environment = {} }: BigLabOptions = {}): Promise<BigLab> {
     const site = (name: string) => ({ name, latencyMs: SITE_LATENCY_MS });
     const names = ["hub", "alder", "birch"];
     const lab = await createLab({ sites: names.map(site), hosts: names.map((name) => ({ name, site: name })) });
@@ -29,7 +36,8 @@ export class BigLab implements AsyncDisposable {
       const network = await PerchNetwork.start(lab, {
         server: "hub",
         agents: ["alder", "birch"],
-        daemonEnvironment: PROBED,
+        daemonEnvironment: { ...PROBED, ...environment },
+        upFlags: (agent) => ["--device", agent === "alder" ? device : "embedded"],
         prepareServer: async (directory) => {
           mkdirSync(directory, { mode: 0o700 });
           await fillStore(join(directory, "perch.db"), peers);
@@ -48,9 +56,9 @@ export class BigLab implements AsyncDisposable {
   }
 
   /** The same after a collection, when what it freed has gone back to the system. */
-  async settled(agent: LabAgent): Promise<ProbeLine> {
+  async settled(agent: LabAgent, settleMs = SETTLE_MS): Promise<ProbeLine> {
     await this.probe(agent);
-    await sleep(SETTLE_MS);
+    await sleep(settleMs);
     return this.probe(agent);
   }
 

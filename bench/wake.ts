@@ -33,9 +33,8 @@ interface Kind {
   readonly wakes: number;
 }
 
-/** Of both agents; with devices that are not ours, those kinds are measured that say most. */
-const DEVICES = ["embedded", "wireguard-go"] as const;
-type Device = (typeof DEVICES)[number];
+/** Of both agents; with one that is not ours, those kinds are measured that say most. */
+type Device = "embedded" | "wireguard-go";
 
 const PAIRS = [
   { name: "both behind NATs", from: "alder", to: "birch", isDirect: true, nebula: true },
@@ -96,7 +95,8 @@ export const bench: Bench = async (options) => {
   const missing = new Set(ensurePackages(BENCH_PACKAGES, options.say).map(({ name }) => name));
   const agents = names.slice(1);
   const embedded = await measurePerch(lab, agents, "embedded", options);
-  const external = missing.has("wireguard-go") ? [] : await measurePerch(lab, agents, "wireguard-go", options);
+  const canBeExternal = !missing.has("wireguard-go") && !missing.has("wireguard-tools");
+  const external = !canBeExternal ? [] : await measurePerch(lab, agents, "wireguard-go", options);
   const medians = new Map(embedded.map(({ name, perch }) => [name, perch]));
   const others = await measureOthers(lab, missing, options);
   return [
@@ -145,12 +145,12 @@ async function measurePerch(
   const results: BenchResult[] = [];
   for (const kind of kindsOf(device, quick)) {
     say(`perch with ${device}, ${kind.name}, ${kind.mode}: ${kind.wakes} wakes`);
-    results.push(...lines(kind, await measureKind(network, device, kind)));
+    results.push(...lines(kind, await measureKind(network, kind)));
   }
   return results;
 }
 
-async function measureKind(network: PerchNetwork, device: Device, kind: Kind): Promise<Sample[]> {
+async function measureKind(network: PerchNetwork, kind: Kind): Promise<Sample[]> {
   const samples: Sample[] = [];
   const agents = [kind.from, kind.to].map((name) => network.agent(name));
   const open = (): Promise<WakePair> => WakePair.start(network, kind.from, kind.to);
@@ -170,7 +170,7 @@ async function measureKind(network: PerchNetwork, device: Device, kind: Kind): P
         await pair.asleep();
       }
       if (!isLater) await sleep(SETTLE_MS);
-      else if (kind.mode === "known" && device === "wireguard-go" && wake >= 0) await forgetSessions(pair);
+      else if (kind.mode === "known" && wake >= 0) await forgetSessions(pair);
       const ends = kind.mode === "both-sides" ? [pair.from, pair.to] : [pair.from];
       const measured = await Promise.all(ends.map((end) => measureWake(pair, end, kind.isDirect)));
       if (wake >= 0) samples.push(...measured);

@@ -49,6 +49,7 @@ function sendDatagrams(command: TrafficCommand): Promise<TrafficResult> {
   const seen = new Uint32Array(count);
   const order: number[] = [];
   const socket: Socket = createSocket(isIPv6(to) ? "udp6" : "udp4");
+  const startedAt = Date.now();
   const start = performance.now();
   const sentAt = new Float64Array(count);
   let firstMs = Number.NaN;
@@ -65,6 +66,7 @@ function sendDatagrams(command: TrafficCommand): Promise<TrafficResult> {
         received: seen.filter((copies) => copies > 0).length,
         duplicates: seen.reduce((sum, copies) => sum + Math.max(0, copies - 1), 0),
         inOrder: order.every((number, index) => index === 0 || number > order[index - 1]!),
+        startedAt,
         firstMs,
         lastMs,
       });
@@ -145,6 +147,7 @@ function steerFlow({ id, to, port, bytes = 0, intervalMs = 10, settleMs = 0 }: F
 function exchangeStream(command: TrafficCommand): Promise<TrafficResult> {
   const { to, port, count, bytes, timeoutMs, settleMs } = command;
   const total = count * bytes;
+  const startedAt = Date.now();
   const start = performance.now();
   return new Promise((resolve, reject) => {
     let received = 0;
@@ -170,6 +173,7 @@ function exchangeStream(command: TrafficCommand): Promise<TrafficResult> {
         received: Math.floor(received / bytes),
         duplicates: 0,
         inOrder: true,
+        startedAt,
         firstMs,
         lastMs,
       };

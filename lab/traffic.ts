@@ -42,6 +42,8 @@ export interface TrafficResult {
   readonly received: number;
   readonly duplicates: number;
   readonly inOrder: boolean;
+  /** Of the first send (or connect), wall clock. */
+  readonly startedAt: Millis;
   /** From the first send (or connect) to its echo; NaN when it never came. */
   readonly firstMs: Millis;
   readonly lastMs: Millis;

@@ -25,6 +25,9 @@ export interface DeviceOptions
   readonly device: AgentSettings["device"];
 }
 
+/** Up to so many peers of a device that is not ours have a local socket each: for measurements. Default: the device's own. */
+export const LOCAL_SOCKETS_VARIABLE = "PERCH_LOCAL_SOCKETS_MAX";
+
 /** What somebody who ran `perch up` can do about a device that cannot be made. */
 const ADVICE: Readonly<Record<string, string>> = {
   "interface-taken": "choose another with --interface-name",
@@ -43,7 +46,13 @@ export async function createDevice(deps: DeviceDeps, options: DeviceOptions): Pr
     const { device: choice } = options;
     const { clock, log } = deps;
     if (choice === "embedded") return await createEmbeddedDevice({ clock, log }, options);
-    const external = await openExternalDevice(externalDeps(deps), { ...options, choice, closed: true });
+    const localSocketsMax = readLocalSocketsMax();
+    const external = await openExternalDevice(externalDeps(deps), {
+      ...options,
+      choice,
+      closed: true,
+      localSocketsMax,
+    });
     if (!external) return await createEmbeddedDevice({ clock, log }, options);
     warnOfEarlierTimestamps(deps, options.timestampMark);
     return external;
@@ -73,6 +82,11 @@ export async function probeDevice(
   } catch (error) {
     throw advised(error);
   }
+}
+
+function readLocalSocketsMax(): number | undefined {
+  const text = process.env[LOCAL_SOCKETS_VARIABLE] ?? "";
+  return /^\d{1,9}$/.test(text) ? Number(text) : undefined;
 }
 
 function externalDeps({ clock, log, stateDir }: DeviceDeps): OpenExternalDeps {

@@ -41,6 +41,8 @@ export interface OpenExternalOptions {
   readonly mtu: number;
   /** Nothing comes in before the first `setFilter`. Throws where access rules cannot be had. */
   readonly closed?: boolean;
+  /** Peers that have a local socket each, at most; more share one. Default and bounds as of `createLocalEnds`. */
+  readonly localSocketsMax?: number | undefined;
 }
 
 /**
@@ -61,7 +63,7 @@ export async function openExternalDevice(
   options: OpenExternalOptions,
 ): Promise<WireGuardDevice | undefined> {
   const { clock, log } = deps;
-  const { choice, interfaceName, privateKey, listenPort, mtu, closed = false } = options;
+  const { choice, interfaceName, privateKey, listenPort, mtu, closed = false, localSocketsMax } = options;
   await using undo = new AsyncDisposableStack();
   const backend = await startBackend(deps, choice, interfaceName);
   if (!backend) return undefined;
@@ -70,7 +72,7 @@ export async function openExternalDevice(
   const sharedPort = undo.use(await RawPort.open(thread, { port: 0 }));
   const rules = undo.use(await NftRules.open(interfaceName));
   if (closed) await closeInterface(rules);
-  const ends = createLocalEnds({ clock, log, thread }, { devicePort: 0 });
+  const ends = createLocalEnds({ clock, log, thread }, { devicePort: 0, threshold: localSocketsMax });
   const program = await describeProgram(backend);
   // The parts are the device's from here on, also when it cannot be made.
   undo.move();

@@ -27,7 +27,7 @@ export interface LocalEndsOptions {
   /** 0: not known yet, nothing is accepted. */
   readonly devicePort: number;
   /** Default DEFAULT_THRESHOLD, less where the process may not have so many descriptors; 0: all share one from the first on. */
-  readonly threshold?: number;
+  readonly threshold?: number | undefined;
 }
 
 /** Local ends for any number of peers: a socket each while they are few, one shared socket when they are many. */
