@@ -35,7 +35,9 @@ export function watchNetworkChanges(changed: () => void): NetworkChanges {
     timer.unref();
   };
   const start = ([command, ...args]: readonly string[], instead: readonly string[] | undefined): void => {
-    child = spawn(command!, args, { stdio: ["ignore", "pipe", "ignore"] });
+    // It lives as long as we do, and our environment may hold a setup key.
+    const env = { PATH: process.env.PATH };
+    child = spawn(command!, args, { stdio: ["ignore", "pipe", "ignore"], env });
     child.on("error", () => {
       if (instead && !closed) start(instead, undefined);
     });
