@@ -14,7 +14,9 @@ const IDLE_PEERS = 50_000;
 /** Measured beside the others in the first setup, to see what access rules cost. */
 const FILTERED: Program = { kind: "perch", name: "perch, filter on", filter: true };
 const FLOOD_PER_SECOND = 2_000;
-const BARE: Program = { kind: "wireguard-go", name: "wireguard-go (Debian)", binary: "wireguard-go" };
+const BARE = { kind: "wireguard-go", name: "wireguard-go (Debian)", binary: "wireguard-go" } as const satisfies Program;
+/** What access rules need of the kernel, without the rules. */
+const TRACKED: Program = { ...BARE, name: "wireguard-go (Debian), tracked", tracking: true };
 /** An agent always enforces access rules; without them is what the device alone costs. */
 const EXTERNAL = [
   { kind: "perch", name: "perch --device wireguard-go", device: "wireguard-go" },
@@ -122,7 +124,7 @@ async function external(embedded: Program, options: BenchOptions): Promise<Bench
   const [whole] = setups(options) as [Setup];
   const isBound = ({ unit }: Figure): boolean => unit !== "MB";
   const setup = quick ? { ...whole, figures: whole.figures.filter((_, index) => index % 3 === 0) } : whole;
-  const medianOf = await measureRounds(setup, [embedded, BARE, ...EXTERNAL], rounds, options);
+  const medianOf = await measureRounds(setup, [embedded, BARE, TRACKED, ...EXTERNAL], rounds, options);
   return EXTERNAL.flatMap((program) =>
     setup.figures.map((figure): BenchResult => {
       const bare = medianOf(figure, BARE);
@@ -131,7 +133,11 @@ async function external(embedded: Program, options: BenchOptions): Promise<Bench
         name: `${figure.name}, ${setup.label}, ${program.name.replace("perch ", "")}`,
         unit: figure.unit,
         perch: medianOf(figure, program),
-        others: { [BARE.name]: bare, "embedded device": medianOf(figure, embedded) },
+        others: {
+          [BARE.name]: bare,
+          [TRACKED.name]: medianOf(figure, TRACKED),
+          "embedded device": medianOf(figure, embedded),
+        },
         samples: rounds,
         ...(isBound(figure) && bound),
       };

@@ -28,7 +28,8 @@ export type Program =
       readonly checkout?: string;
       readonly filter?: boolean;
     }
-  | { readonly kind: "wireguard-go"; readonly name: string; readonly binary: string };
+  /** `tracking`: the kernel tracks connections at both ends, as it does for any firewall that knows replies. */
+  | { readonly kind: "wireguard-go"; readonly name: string; readonly binary: string; readonly tracking?: boolean };
 
 export interface TunnelOptions extends VethOptions {
   /** Of the tunnel, bytes. */
@@ -81,6 +82,7 @@ export class TunnelPair implements AsyncDisposable {
       await this.#ip(me, "addr", "add", `${INNER[me]}/24`, "dev", "wg0");
       await this.#ip(me, "link", "set", "wg0", "up");
     }
+    if (this.program.kind === "wireguard-go" && this.program.tracking) await this.#track();
     await this.ping("-c3", "-i0.2", "-W3");
     this.#iperf = this.pair.right.spawn("iperf3", ["-s"], { stdio: "ignore" });
     await sleep(200);
@@ -88,6 +90,13 @@ export class TunnelPair implements AsyncDisposable {
 
   async #ip(me: 0 | 1, ...args: string[]): Promise<void> {
     await run("ip", ["-n", this.hosts[me].namespace, ...args]);
+  }
+
+  async #track(): Promise<void> {
+    for (const host of this.hosts) {
+      const { code, stderr } = await host.exec("nft", ["-f", "-"], { input: TRACKING });
+      if (code !== 0) throw new Error(`nft: ${stderr.trim()}`);
+    }
   }
 
   #outer(me: 0 | 1): string {
@@ -187,6 +196,11 @@ export class TunnelPair implements AsyncDisposable {
     await this.pair.close();
   }
 }
+
+/** The least rule that makes the kernel track. */
+const TRACKING = `table inet bench {
+  chain inbound { type filter hook prerouting priority -150; iifname "wg0" ct state established accept; }
+}`;
 
 /** Becomes "$0" with a directory of its own for control sockets: both ends' interfaces have the same name. */
 const OWN_RUN_SCRIPT = 'mount -t tmpfs tmpfs /var/run && exec "$0" "$@"';
