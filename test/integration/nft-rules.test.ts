@@ -212,8 +212,8 @@ test(
       true,
     ]);
     player.rules.counters();
-  assert.ok(await waitFor(() => player.rules.counters().get("drop-filter") === 3));
-  for (const source of sources) player.rules.setSource(parsePrefix(source), []);
+    assert.ok(await waitFor(() => player.rules.counters().get("drop-filter") === 3));
+    for (const source of sources) player.rules.setSource(parsePrefix(source), []);
     await player.rules.settled();
     assert.equal(player.transactions.length, 3, "what is said in one go is done in one");
     const left = player.exec("nft", "list", "table", "inet", "perch-wg9");
