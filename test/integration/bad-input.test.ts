@@ -178,12 +178,7 @@ describe("bad input ends in one line that names the value", { skip: await skipWi
           const taken = await readMachine(box);
           assert.ok(taken.addresses.some((line) => line.includes("10.77.0.1/24")));
           const result = await join_("--setup-key", good, "--interface-name", "taken0");
-          await refused(
-            result,
-            1,
-            /^perch: there is an interface taken0 already, which is not ours .*--interface-name/,
-            taken,
-          );
+          await refused(result, 1, /^perch: an interface taken0 exists already; .*--interface-name/, taken);
         } finally {
           await box.exec("ip", ["link", "delete", "taken0"]);
         }
