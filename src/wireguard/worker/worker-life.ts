@@ -1,8 +1,7 @@
-import { Worker } from "node:worker_threads";
 import { messageOf } from "#base/errors.ts";
 import { CommandSender } from "./commands.ts";
-import { DataPlaneError } from "./data-plane-error.ts";
 import { Ring } from "./ring.ts";
+import { spawnThread } from "./spawn-thread.ts";
 import type { WorkerMessage, WorkerStart } from "./worker-start.ts";
 
 const COMMAND_RING_BYTES = 4 << 20;
@@ -79,17 +78,13 @@ export class WorkerLife {
 
 /** The real thread. */
 export function spawnWorker(start: WorkerStart): DataThread {
-  // Compiled, the file beside this one is worker.js.
-  const file = new URL(import.meta.url.endsWith(".ts") ? "./worker.ts" : "./worker.js", import.meta.url);
-  try {
-    return new Worker(file, {
-      workerData: start,
-      name: "perch-data",
-      resourceLimits: { maxYoungGenerationSizeMb: 8 },
-    });
-  } catch (cause) {
-    throw new DataPlaneError("worker-failed", `the data worker does not start: ${messageOf(cause)}`, { cause });
-  }
+  return spawnThread({
+    what: "the data worker",
+    name: "perch-data",
+    script: new URL("./worker", import.meta.url),
+    workerData: start,
+    youngMb: 8,
+  });
 }
 
 /** Once, when the callback that runs is over: each of the commands that it gives would cost a system call and a change of thread. */

@@ -1,4 +1,4 @@
-import { Worker } from "node:worker_threads";
+import type { Worker } from "node:worker_threads";
 import { messageOf } from "#base/errors.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Millis } from "#base/time.ts";
@@ -6,6 +6,7 @@ import { lastError, libc } from "#net/libc.ts";
 import { DataPlaneError } from "../../worker/data-plane-error.ts";
 import { FaultBudget } from "../../worker/fault-budget.ts";
 import { Ring } from "../../worker/ring.ts";
+import { spawnThread } from "../../worker/spawn-thread.ts";
 import { Counter, Stats } from "../../worker/stats.ts";
 import { type PortCommand, PortControl, type PortMessage, PortRecord, type PortStart } from "./port-records.ts";
 
@@ -266,15 +267,11 @@ export class PortThread implements AsyncDisposable {
 }
 
 function spawn(start: PortStart): Worker {
-  // Compiled, the file beside this one is port-worker.js.
-  const file = new URL(import.meta.url.endsWith(".ts") ? "./port-worker.ts" : "./port-worker.js", import.meta.url);
-  try {
-    return new Worker(file, {
-      workerData: start,
-      name: "perch-port",
-      resourceLimits: { maxYoungGenerationSizeMb: 4 },
-    });
-  } catch (cause) {
-    throw new DataPlaneError("worker-failed", `the port thread does not start: ${messageOf(cause)}`, { cause });
-  }
+  return spawnThread({
+    what: "the port thread",
+    name: "perch-port",
+    script: new URL("./port-worker", import.meta.url),
+    workerData: start,
+    youngMb: 4,
+  });
 }
