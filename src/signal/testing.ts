@@ -11,12 +11,13 @@ import {
 import type { AddressInfo } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { create } from "@bufbuild/protobuf";
+import { encodeMessage } from "#base/flagged-messages.ts";
 import { PrivateKey, type PublicKey } from "#base/keys.ts";
 import { silentLogger } from "#base/log.ts";
 import { type Clock, systemClock } from "#base/time.ts";
 import { type Body, Body_Type, BodySchema } from "#gen/signal_pb.ts";
 import { SignalClient, type SignalClientOptions } from "./client/signal-client.ts";
-import { encodeGrpcFrame, GrpcFrameReader } from "./protocol/grpc-wire.ts";
+import { GrpcFrameReader } from "./protocol/grpc-wire.ts";
 import { REGISTERED_HEADER, SIGNAL_SEND_PATH, SIGNAL_STREAM_PATH } from "./protocol/signal-service.ts";
 import { listenSignal, type SignalPort } from "./server/signal-port.ts";
 import { createSignalServer, type SignalServer, type SignalServerOptions } from "./server/signal-server.ts";
@@ -106,7 +107,7 @@ export async function answerOf(stream: ClientHttp2Stream): Promise<Answer> {
 
 export function send(session: ClientHttp2Session, payload: Uint8Array): Promise<Answer> {
   const stream = call(session, SIGNAL_SEND_PATH);
-  stream.end(encodeGrpcFrame(payload));
+  stream.end(encodeMessage(payload));
   return answerOf(stream);
 }
 

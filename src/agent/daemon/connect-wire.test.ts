@@ -2,15 +2,9 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { toBinary } from "@bufbuild/protobuf";
 import fc from "fast-check";
+import { encodeMessage } from "#base/flagged-messages.ts";
 import { ErrorDetailSchema } from "#gen/daemon_pb.ts";
-import {
-  type Envelope,
-  EnvelopeReader,
-  encodeEnvelope,
-  MESSAGE_MAX_BYTES,
-  parseError,
-  RemoteError,
-} from "./connect-wire.ts";
+import { type Envelope, EnvelopeReader, MESSAGE_MAX_BYTES, parseError, RemoteError } from "./connect-wire.ts";
 import { DaemonError } from "./daemon-error.ts";
 
 const bytesOf = (text: string): Buffer => Buffer.from(text);
@@ -28,7 +22,7 @@ function readIn(stream: Buffer, sizes: readonly number[]): Envelope[] {
 }
 
 function endEnvelope(json: string): Buffer {
-  const envelope = encodeEnvelope(bytesOf(json));
+  const envelope = encodeMessage(bytesOf(json));
   envelope[0] = 2;
   return envelope;
 }
@@ -38,7 +32,7 @@ test("messages come out as they went in, however the stream is cut", () => {
   const sizes = fc.array(fc.integer({ min: 1, max: 400 }), { minLength: 1, maxLength: 6 });
   fc.assert(
     fc.property(messages, sizes, (sent, cuts) => {
-      const stream = Buffer.concat([...sent.map(encodeEnvelope), endEnvelope("{}")]);
+      const stream = Buffer.concat([...sent.map(encodeMessage), endEnvelope("{}")]);
       const found = readIn(stream, cuts);
       assert.deepEqual(found.pop(), { kind: "end", error: undefined });
       assert.deepEqual(
@@ -70,10 +64,10 @@ test("an end may carry the error of the call, with the daemon's own code", () =>
 });
 
 test("what is not Connect is refused: another flag, too long a message, an end that is not JSON", () => {
-  const compressed = encodeEnvelope(bytesOf("x"));
+  const compressed = encodeMessage(bytesOf("x"));
   compressed[0] = 1;
   assert.throws(() => readIn(compressed, [100]), /^DaemonError: the flags of an envelope are 0 or 2, got 1$/);
-  const long = encodeEnvelope(bytesOf("x"));
+  const long = encodeMessage(bytesOf("x"));
   long.writeUInt32BE(MESSAGE_MAX_BYTES + 1, 1);
   assert.throws(() => readIn(long, [100]), /a message is at most 67108864 bytes, got 67108865/);
   for (const json of ["", "[", "null", '"x"', '{"error":1}'])

@@ -1,5 +1,6 @@
 import { fromBinary } from "@bufbuild/protobuf";
 import { PerchError } from "#base/errors.ts";
+import { MessageReader } from "#base/flagged-messages.ts";
 import { ErrorDetailSchema } from "#gen/daemon_pb.ts";
 import { DaemonError } from "./daemon-error.ts";
 
@@ -18,7 +19,6 @@ import { DaemonError } from "./daemon-error.ts";
  */
 
 export const CONTENT_TYPES = { unary: "application/proto", stream: "application/connect+proto" } as const;
-export const ENVELOPE_HEADER_BYTES = 5;
 /** Of one message from the daemon; the largest by far are parts of a status, some 100 KiB. */
 export const MESSAGE_MAX_BYTES = 64 * 2 ** 20;
 
@@ -31,44 +31,19 @@ export type Envelope =
   | { readonly kind: "message"; readonly bytes: Uint8Array }
   | { readonly kind: "end"; readonly error: PerchError | undefined };
 
-/** One message as it travels; a fresh buffer. */
-export function encodeEnvelope(message: Uint8Array): Buffer {
-  const envelope = Buffer.allocUnsafe(ENVELOPE_HEADER_BYTES + message.length);
-  envelope[0] = 0;
-  envelope.writeUInt32BE(message.length, 1);
-  envelope.set(message, ENVELOPE_HEADER_BYTES);
-  return envelope;
-}
-
 /** Cuts a byte stream into envelopes. Holds at most one unfinished one. */
 export class EnvelopeReader {
-  #rest: Uint8Array[] = [];
-  #have = 0;
-  #want = ENVELOPE_HEADER_BYTES;
+  readonly #messages = new MessageReader((_, length) => {
+    if (length > MESSAGE_MAX_BYTES)
+      throw new DaemonError("daemon-lost", `a message is at most ${MESSAGE_MAX_BYTES} bytes, got ${length}`);
+  });
 
   /**
    * Takes the next bytes and yields the envelopes that they complete, which may share memory with `chunk`. Throws DaemonError
    * `daemon-lost` for what is not Connect; the reader is unusable then.
    */
   *push(chunk: Uint8Array): Generator<Envelope> {
-    this.#rest.push(chunk);
-    this.#have += chunk.length;
-    while (this.#have >= this.#want) {
-      const bytes = this.#rest.length === 1 ? asBuffer(this.#rest[0]!) : Buffer.concat(this.#rest);
-      this.#rest = [bytes];
-      this.#want = ENVELOPE_HEADER_BYTES + bytes.readUInt32BE(1);
-      if (this.#want - ENVELOPE_HEADER_BYTES > MESSAGE_MAX_BYTES)
-        throw new DaemonError(
-          "daemon-lost",
-          `a message is at most ${MESSAGE_MAX_BYTES} bytes, got ${bytes.readUInt32BE(1)}`,
-        );
-      if (this.#have < this.#want) return;
-      const rest = bytes.subarray(this.#want);
-      yield parseEnvelope(bytes[0]!, bytes.subarray(ENVELOPE_HEADER_BYTES, this.#want));
-      this.#rest = rest.length > 0 ? [rest] : [];
-      this.#have = rest.length;
-      this.#want = ENVELOPE_HEADER_BYTES;
-    }
+    for (const { flags, bytes } of this.#messages.push(chunk)) yield parseEnvelope(flags, bytes);
   }
 }
 

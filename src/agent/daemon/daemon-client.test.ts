@@ -5,7 +5,7 @@ import { createServer, type RequestListener } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type TestContext, test } from "node:test";
-import { encodeEnvelope } from "./connect-wire.ts";
+import { encodeMessage } from "#base/flagged-messages.ts";
 import { createDaemonClient, type DaemonClient } from "./daemon-client.ts";
 
 /** A client of something that listens where a daemon should. */
@@ -28,7 +28,7 @@ test("a daemon of another version, one that ends early and one that is none are 
   const answers: Readonly<Record<string, RequestListener>> = {
     Down: (_, response) => response.writeHead(404).end(),
     GetStatus: (_, response) => response.writeHead(404).end(),
-    WatchStatus: (_, response) => response.end(encodeEnvelope(new Uint8Array())),
+    WatchStatus: (_, response) => response.end(encodeMessage(new Uint8Array())),
     Capture: (request) => request.socket.destroy(),
     Deregister: (_, response) => response.end("no message"),
     WatchActivity: (_, response) => response.writeHead(500).end("<html>"),
@@ -53,7 +53,7 @@ test("an aborted call throws the reason and closes its connection, a stream that
   const client = await clientOf(t, (request, response) => {
     open++;
     response.once("close", () => open--);
-    if (request.url!.endsWith("Status")) response.write(encodeEnvelope(new Uint8Array()));
+    if (request.url!.endsWith("Status")) response.write(encodeMessage(new Uint8Array()));
   });
   const closed = async (): Promise<void> => {
     while (open > 0) await new Promise((resolve) => setImmediate(resolve));

@@ -9,15 +9,9 @@ import {
   toBinary,
 } from "@bufbuild/protobuf";
 import type { PerchError } from "#base/errors.ts";
+import { encodeMessage } from "#base/flagged-messages.ts";
 import { Daemon } from "#gen/daemon_pb.ts";
-import {
-  CONTENT_TYPES,
-  EnvelopeReader,
-  encodeEnvelope,
-  MESSAGE_MAX_BYTES,
-  parseError,
-  RemoteError,
-} from "./connect-wire.ts";
+import { CONTENT_TYPES, EnvelopeReader, MESSAGE_MAX_BYTES, parseError, RemoteError } from "./connect-wire.ts";
 import { DaemonError } from "./daemon-error.ts";
 
 // An import reads every member of the module, one of which loads fetch: as long as a fifth of `perch status`.
@@ -77,7 +71,7 @@ async function* callStream(
 ): AsyncGenerator<MessageShape<DescMessage>> {
   let response: IncomingMessage | undefined;
   try {
-    const body = encodeEnvelope(encode(method, request));
+    const body = encodeMessage(encode(method, request));
     response = await post(socketPath, method, CONTENT_TYPES.stream, body, signal);
     if (response.statusCode !== 200) throw refusal(response, await readAll(response), method);
     const reader = new EnvelopeReader();

@@ -9,10 +9,10 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Worker } from "node:worker_threads";
+import { encodeMessage } from "#base/flagged-messages.ts";
 import { PrivateKey } from "#base/keys.ts";
 import { ManualClock } from "#base/time.ts";
 import { Body_Type } from "#gen/signal_pb.ts";
-import { encodeGrpcFrame } from "../protocol/grpc-wire.ts";
 import { openMessage, parseEncryptedMessage, sealMessage } from "../protocol/sealed-message.ts";
 import { listenSignal } from "../server/signal-port.ts";
 import { createSignalServer } from "../server/signal-server.ts";
@@ -90,7 +90,7 @@ test("any frame is a sign of life, even one that does not open", async () => {
   await until("registered", () => alice.client.connected);
   for (let round = 0; round < 3; round++) {
     clock.advance(20_000);
-    server.streams[0]!.write(encodeGrpcFrame(Buffer.from("1234")));
+    server.streams[0]!.write(encodeMessage(Buffer.from("1234")));
     await until("the frame", () => alice.client.counters().malformed === round + 1);
   }
   assert.equal(asked.length, 0);

@@ -1,11 +1,11 @@
 import { Backoff } from "#base/backoff.ts";
 import { Emitter } from "#base/emitter.ts";
 import { messageOf } from "#base/errors.ts";
+import { encodeMessage } from "#base/flagged-messages.ts";
 import { type PrivateKey, PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Millis, Timer } from "#base/time.ts";
 import { type Body, Body_Type } from "#gen/signal_pb.ts";
-import { encodeGrpcFrame } from "../protocol/grpc-wire.ts";
 import { createHeartbeatBody } from "../protocol/offer.ts";
 import { nonceOf, openMessage, parseEncryptedMessage, sealMessage } from "../protocol/sealed-message.ts";
 import { SIGNAL_MESSAGE_MAX_BYTES } from "../protocol/signal-service.ts";
@@ -147,7 +147,7 @@ export class SignalClient implements AsyncDisposable {
     this.#counters.sent++;
     const isWaiting = this.#state.kind === "waiting";
     if (isWaiting && this.#clock.now() - this.#attemptedAt >= WANTED_RETRY_MS) this.#connect();
-    return this.#queue.push(to, encodeGrpcFrame(message), body.type === Body_Type.CANDIDATE);
+    return this.#queue.push(to, encodeMessage(message), body.type === Body_Type.CANDIDATE);
   }
 
   /** The machine's addresses or routes changed: try now, or make sure that the connection still works. */
@@ -291,7 +291,7 @@ export class SignalClient implements AsyncDisposable {
     connection.ping(() => {
       answered = true;
     });
-    const frame = encodeGrpcFrame(sealMessage(createHeartbeatBody(), key.publicKey, key));
+    const frame = encodeMessage(sealMessage(createHeartbeatBody(), key.publicKey, key));
     connection.send(frame, timeoutMs, () => {});
     this.#watch?.cancel();
     this.#watch = this.#clock.after(timeoutMs, () => {

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import fc from "fast-check";
+import { encodeMessage } from "#base/flagged-messages.ts";
 import { parseIp } from "#base/ip.ts";
 import { PrivateKey } from "#base/keys.ts";
 import {
@@ -12,7 +13,7 @@ import {
   type PerchNat_Udp,
 } from "#gen/signal_pb.ts";
 import vectors from "../../../test/vectors/signal.json" with { type: "json" };
-import { decodeGrpcMessage, encodeGrpcFrame, encodeGrpcMessage, GrpcFrameReader, GrpcWireError } from "./grpc-wire.ts";
+import { decodeGrpcMessage, encodeGrpcMessage, GrpcFrameReader, GrpcWireError } from "./grpc-wire.ts";
 import {
   createCredentials,
   createGoIdleBody,
@@ -135,7 +136,7 @@ test("frames are found however the bytes are cut", () => {
   const payloads = fc.array(fc.uint8Array({ maxLength: 40 }), { maxLength: 8 });
   fc.assert(
     fc.property(payloads, fc.integer({ min: 1, max: 17 }), (messages, step) => {
-      const bytes = Buffer.concat(messages.map(encodeGrpcFrame));
+      const bytes = Buffer.concat(messages.map(encodeMessage));
       const reader = new GrpcFrameReader(64);
       const found: Uint8Array[] = [];
       for (let at = 0; at < bytes.length; at += step) found.push(...reader.push(bytes.subarray(at, at + step)));

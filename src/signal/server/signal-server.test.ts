@@ -3,9 +3,9 @@ import { once } from "node:events";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { create } from "@bufbuild/protobuf";
+import { encodeMessage } from "#base/flagged-messages.ts";
 import { PrivateKey } from "#base/keys.ts";
 import { BodySchema } from "#gen/signal_pb.ts";
-import { encodeGrpcFrame } from "../protocol/grpc-wire.ts";
 import { createGoIdleBody } from "../protocol/offer.ts";
 import { sealMessage } from "../protocol/sealed-message.ts";
 import {
@@ -70,7 +70,7 @@ test("Send passes bytes on unchanged, loops back to the sender, and answers dumm
   assert.equal(answer.trailers["grpc-status"], "0");
   assert.equal(answer.headers[DELIVERED_HEADER], "1");
   assert.equal(answer.data.toString("hex"), "0000000000");
-  assert.equal(data.toString("hex"), encodeGrpcFrame(payload).toString("hex"));
+  assert.equal(data.toString("hex"), encodeMessage(payload).toString("hex"));
 
   const unknown = await send(session, sealMessage(createGoIdleBody(), PrivateKey.generate().publicKey, key));
   assert.equal(unknown.trailers["grpc-status"], "0");

@@ -1,14 +1,9 @@
 import type { Http2ServerRequest, Http2ServerResponse } from "node:http2";
 import { constants } from "node:http2";
+import { encodeMessage } from "#base/flagged-messages.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Millis } from "#base/time.ts";
-import {
-  encodeGrpcFrame,
-  encodeGrpcMessage,
-  GrpcFrameReader,
-  GrpcStatus,
-  GrpcWireError,
-} from "../protocol/grpc-wire.ts";
+import { encodeGrpcMessage, GrpcFrameReader, GrpcStatus, GrpcWireError } from "../protocol/grpc-wire.ts";
 import { parseEncryptedMessage } from "../protocol/sealed-message.ts";
 import {
   DELIVERED_HEADER,
@@ -198,7 +193,7 @@ export class SignalServer {
       done(false);
       return;
     }
-    const frame = encodeGrpcFrame(payload);
+    const frame = encodeMessage(payload);
     if (registration.queued > 0 && registration.queued + frame.length > this.#options.queueMaxBytes) {
       this.#counters.lost++;
       done(false);
@@ -251,7 +246,7 @@ function finish(response: Http2ServerResponse, status: GrpcStatus, message = "")
   response.end();
 }
 
-const EMPTY_REPLY = encodeGrpcFrame(new Uint8Array(0));
+const EMPTY_REPLY = encodeMessage(new Uint8Array(0));
 
 /** The empty answer to Send. */
 function reply(response: Http2ServerResponse, delivered: boolean | undefined): void {
