@@ -15,14 +15,13 @@ import { syncBuiltinESMExports } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, beforeEach, describe, test } from "node:test";
-import { parseEndpoint } from "#base/ip.ts";
 import { silentLogger } from "#base/log.ts";
 import { ManualClock } from "#base/time.ts";
 import type { DomainName } from "./domain-name.ts";
-import type { HostNames } from "./host-resolver.ts";
 import { ResolvConfFile } from "./resolv-conf-linux.ts";
 import { restoreResolvConf } from "./resolver-file-linux.ts";
 import { ResolverRecordStore } from "./resolver-record.ts";
+import { HOST_NAMES as names } from "./testing.ts";
 
 /** Calls that change files, each of which a crash may come right before; a write may also be cut in its middle. */
 const CHANGES = [
@@ -83,13 +82,6 @@ async function dyingAt(at: number, mounted: string | undefined, action: () => Pr
 }
 
 const THEIRS = "# by hand\nnameserver 192.0.2.1\nsearch example.org\n";
-const names: HostNames = {
-  interfaceName: "perch0",
-  server: parseEndpoint("100.64.0.1:53"),
-  search: ["perch.internal" as DomainName],
-  match: [],
-  everything: false,
-};
 
 describe("a crash before any single change", () => {
   const root = mkdtempSync(join(tmpdir(), "perch-crash-"));

@@ -16,7 +16,6 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, test } from "node:test";
-import { parseEndpoint } from "#base/ip.ts";
 import { silentLogger } from "#base/log.ts";
 import { ManualClock } from "#base/time.ts";
 import type { DomainName } from "./domain-name.ts";
@@ -24,14 +23,8 @@ import type { HostNames } from "./host-resolver.ts";
 import { formatResolvConf, parseResolvConf, ResolvConfFile } from "./resolv-conf-linux.ts";
 import { restoreResolvConf } from "./resolver-file-linux.ts";
 import { ResolverRecordStore } from "./resolver-record.ts";
+import { HOST_NAMES as names } from "./testing.ts";
 
-const names: HostNames = {
-  interfaceName: "perch0",
-  server: parseEndpoint("100.64.0.1:53"),
-  search: ["perch.internal" as DomainName],
-  match: [],
-  everything: false,
-};
 const THEIRS = "# by hand\nnameserver 192.0.2.1\nnameserver 2001:db8::53\nsearch example.org\noptions rotate ndots:2\n";
 
 test("a resolv.conf is read as the C library reads it", () => {

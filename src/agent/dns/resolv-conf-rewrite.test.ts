@@ -14,24 +14,15 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { parseEndpoint } from "#base/ip.ts";
 import { createLogger } from "#base/log.ts";
 import { ManualClock, type Millis } from "#base/time.ts";
-import type { DomainName } from "./domain-name.ts";
 import { watchFiles } from "./file-watch.ts";
-import type { HostNames } from "./host-resolver.ts";
 import { ResolvConfFile } from "./resolv-conf-linux.ts";
 import { ResolverRecordStore } from "./resolver-record.ts";
 import { REWRITE_POLICY } from "./rewrite-guard.ts";
+import { HOST_NAMES as names } from "./testing.ts";
 
 const { settle, emptyGrace, pause, rewritings, truce } = REWRITE_POLICY;
-const names: HostNames = {
-  interfaceName: "perch0",
-  server: parseEndpoint("100.64.0.1:53"),
-  search: ["perch.internal" as DomainName],
-  match: [],
-  everything: false,
-};
 const THEIRS = "nameserver 192.0.2.1\n";
 
 describe("a resolver file that another program rewrites while ours is there", () => {
