@@ -9,11 +9,11 @@ import { silentLogger } from "#base/log.ts";
 import { systemClock } from "#base/time.ts";
 import { trimHeap } from "#net/heap.ts";
 import type { LocalEnds } from "#wireguard/external/parts.ts";
-import { fakeInitiation } from "#wireguard/external/ports/fake-initiation.ts";
 import { LoopbackAddresses } from "#wireguard/external/ports/loopback-addresses.ts";
 import { LoopbackMac1, TRIES_PER_SECOND } from "#wireguard/external/ports/loopback-mac1.ts";
 import { LoopbackSockets } from "#wireguard/external/ports/loopback-sockets.ts";
 import { PortThread } from "#wireguard/external/ports/port-thread.ts";
+import { fakeInitiation } from "#wireguard/external/testing/fake-initiation.ts";
 
 export interface LocalEndsPlan {
   readonly kind: LocalEnds["name"];

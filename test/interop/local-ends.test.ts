@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { PrivateKey } from "#base/keys.ts";
-import { fakeInitiation } from "#wireguard/external/ports/fake-initiation.ts";
+import { fakeInitiation } from "#wireguard/external/testing/fake-initiation.ts";
 import { PortsHost } from "./external-ports-lab.ts";
 import { delivered, Judge, Lab, missingForLab, OurDevice, ping } from "./wireguard-lab.ts";
 

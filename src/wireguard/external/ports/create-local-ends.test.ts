@@ -4,9 +4,9 @@ import { describe, type TestContext, test } from "node:test";
 import type { PublicKey } from "#base/keys.ts";
 import { silentLogger } from "#base/log.ts";
 import { ManualClock, systemClock } from "#base/time.ts";
+import { fakeInitiation } from "../testing/fake-initiation.ts";
+import { FakeDevice, someKey, Watched } from "../testing/local-ends-suite.ts";
 import { createLocalEnds } from "./create-local-ends.ts";
-import { fakeInitiation } from "./fake-initiation.ts";
-import { FakeDevice, someKey, Watched } from "./local-ends-suite.ts";
 import { MOVE_GRACE } from "./loopback-mac1.ts";
 import { PortThread } from "./port-thread.ts";
 

@@ -1,7 +1,7 @@
 import { silentLogger } from "#base/log.ts";
 import { systemClock } from "#base/time.ts";
 import type { LocalEnds } from "../parts.ts";
-import { describeLocalEnds } from "./local-ends-suite.ts";
+import { describeLocalEnds } from "../testing/local-ends-suite.ts";
 import { LoopbackAddresses } from "./loopback-addresses.ts";
 import { LoopbackMac1 } from "./loopback-mac1.ts";
 import { LoopbackSockets } from "./loopback-sockets.ts";

@@ -5,9 +5,9 @@ import { ManualClock } from "#base/time.ts";
 import { hash, mac } from "../../blake2s.ts";
 import { LABEL_MAC1, REJECT_AFTER_TIME } from "../../constants.ts";
 import { MessageType, RESPONSE, RESPONSE_BYTES } from "../../messages.ts";
-import { fakeInitiation } from "./fake-initiation.ts";
+import { fakeInitiation } from "../testing/fake-initiation.ts";
+import { FakeDevice, someKey, Watched } from "../testing/local-ends-suite.ts";
 import { InitiationScan } from "./initiation-scan.ts";
-import { FakeDevice, someKey, Watched } from "./local-ends-suite.ts";
 import {
   LoopbackMac1,
   MOVE_GRACE,
