@@ -9,6 +9,7 @@ import type { DeviceEvents, DevicePath, DevicePeerConfig } from "./device.ts";
 import { EmbeddedDevice } from "./embedded-device.ts";
 import { HandshakeManager } from "./handshake-manager.ts";
 import type { Plane } from "./plane.ts";
+import { recordDeviceEvents } from "./testing/record-device-events.ts";
 import type { SessionKeys } from "./worker/commands.ts";
 import type { CaptureTarget } from "./worker/data-plane.ts";
 import type { DataPlaneEvents, PlaneSource } from "./worker/plane-events.ts";
@@ -129,20 +130,7 @@ function setUp(config: Partial<DevicePeerConfig> = {}) {
   const us = { slot: 1, key: device.publicKey, presharedKey: config.presharedKey };
   const peers = { get: (key: PublicKey) => (key === us.key ? us : undefined), at: () => us };
   const remote = new HandshakeManager({ peers, wall: () => clock.wall() }, remoteKey);
-  const events: { name: keyof DeviceEvents; payload: unknown }[] = [];
-  const names = [
-    "wake",
-    "established",
-    "path-hint",
-    "relay-out",
-    "stun",
-    "path-error",
-    "silent",
-    "handshake-failed",
-    "worker-restarted",
-    "gone",
-  ] as const;
-  for (const name of names) device.events.on(name, (payload) => events.push({ name, payload }));
+  const events = recordDeviceEvents(device);
   const allowedIps = [parsePrefix("100.64.0.2/32")];
   const set = (mode: "asleep" | "awake", more: Partial<DevicePeerConfig> = {}): void =>
     device.setPeer(peer, { mode, allowedIps, ...config, ...more });

@@ -7,6 +7,7 @@ import { silentLogger } from "#base/log.ts";
 import { ManualClock } from "#base/time.ts";
 import type { DeviceEvents, DevicePath, DevicePeerConfig } from "../device.ts";
 import { HandshakeManager } from "../handshake-manager.ts";
+import { recordDeviceEvents } from "../testing/record-device-events.ts";
 import { ExternalDevice } from "./external-device.ts";
 import { ExternalDeviceError } from "./external-error.ts";
 import {
@@ -22,18 +23,6 @@ const ELSEWHERE: DevicePath = { kind: "udp", endpoint: parseEndpoint("198.51.100
 const HERE = parseEndpoint("192.0.2.1:51820");
 const RELAY: DevicePath = { kind: "relay" };
 const NONE: DevicePath = { kind: "none" };
-const NAMES = [
-  "wake",
-  "established",
-  "path-hint",
-  "relay-out",
-  "stun",
-  "path-error",
-  "silent",
-  "handshake-failed",
-  "worker-restarted",
-  "gone",
-] as const;
 
 /** A datagram of the outer form of a message of WireGuard. */
 function message(type: 1 | 2 | 3 | 4, bytes = [0, 148, 92, 64, 128][type]!): Uint8Array {
@@ -64,8 +53,7 @@ function setUp({ checkPort = () => {} }: { checkPort?: (port: number) => void } 
     { peers: { get: (key: PublicKey) => (key === us.key ? us : undefined), at: () => us }, wall: () => clock.wall() },
     remoteKey,
   );
-  const events: { name: keyof DeviceEvents; payload: unknown }[] = [];
-  for (const name of NAMES) device.events.on(name, (payload) => events.push({ name, payload }));
+  const events = recordDeviceEvents(device);
   const allowedIps = [parsePrefix("100.64.0.2/32")];
   const set = (mode: "asleep" | "awake", more: Partial<DevicePeerConfig> = {}): void =>
     device.setPeer(peer, { mode, allowedIps, persistentKeepalive: mode === "awake" ? 25 : 0, ...more });
