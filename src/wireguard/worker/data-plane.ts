@@ -17,6 +17,7 @@ import type { DataPlaneEvents } from "./plane-events.ts";
 import { ADD_ASLEEP, ADD_RESTORED, CAPTURE_ALL, Command, FAMILY_RELAY } from "./records.ts";
 import type { Ring } from "./ring.ts";
 import { Counter, type DeviceCounter, type PeerCounters, Stats } from "./stats.ts";
+import { stopAtExit } from "./stop-at-exit.ts";
 import { WorkerHost } from "./worker-host.ts";
 
 export interface DataPlaneOptions {
@@ -67,13 +68,6 @@ export interface CaptureTarget {
   readonly filled: () => void;
 }
 
-/** Planes whose worker must leave `poll` before the process can exit. */
-const running = new Set<DataPlane>();
-process.on("exit", () => {
-  // Ending the thread waits for it, and a thread in poll(-1) never ends by itself (docs/packet-path.md).
-  for (const plane of running) plane.requestStop();
-});
-
 /**
  * Main's handle on the data worker: TUN, UDP sockets, sessions, allowed IPs, staging and data-driven timers live there;
  * handshakes, STUN, relays and path choice live with the caller. Peers are named by slots that the caller gives out.
@@ -91,6 +85,7 @@ export class DataPlane implements AsyncDisposable {
   readonly #host: WorkerHost;
   readonly #own: OwnState;
   #turnsSeen: number | undefined;
+  #isOver = false;
   #closing: Promise<void> | undefined;
 
   /**
@@ -202,8 +197,11 @@ export class DataPlane implements AsyncDisposable {
     this.#sockets = parts.sockets;
     this.#eventFd = parts.eventFd;
     this.#stats = parts.stats;
-    running.add(this);
-    void this.#host.over.then(() => running.delete(this));
+    const ended = stopAtExit(this);
+    void this.#host.over.then(() => {
+      this.#isOver = true;
+      ended();
+    });
   }
 
   get interfaceName(): string {
@@ -381,7 +379,7 @@ export class DataPlane implements AsyncDisposable {
    * twice is a worker that hangs. True when there is none any more, which events tell.
    */
   isWorking(): boolean {
-    if (this.#closing || !running.has(this)) return true;
+    if (this.#closing || this.#isOver) return true;
     const turns = this.#stats.words[Counter["wake-ups"]]!;
     const moved = turns !== this.#turnsSeen;
     this.#turnsSeen = turns;

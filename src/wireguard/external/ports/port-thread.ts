@@ -8,6 +8,7 @@ import { FaultBudget } from "../../worker/fault-budget.ts";
 import { Ring } from "../../worker/ring.ts";
 import { spawnThread } from "../../worker/spawn-thread.ts";
 import { Counter, Stats } from "../../worker/stats.ts";
+import { stopAtExit } from "../../worker/stop-at-exit.ts";
 import { type PortCommand, PortControl, type PortMessage, PortRecord, type PortStart } from "./port-records.ts";
 
 /** Of all sockets together; what finds it full is dropped and counted. */
@@ -17,12 +18,6 @@ const RECORDS_PER_TURN = 96;
 const TURN_BUDGET: Millis = 5;
 
 const EFD_NONBLOCK_CLOEXEC = 0x800 | 0x80000;
-
-/** Threads that must leave `poll` before the process can exit. */
-const running = new Set<PortThread>();
-process.on("exit", () => {
-  for (const thread of running) thread.requestStop();
-});
 
 /** A socket that the thread reads for its owner. */
 export interface PortWatch {
@@ -58,6 +53,7 @@ export class PortThread implements AsyncDisposable {
   readonly #started = Promise.withResolvers<void>();
   readonly #over = Promise.withResolvers<void>();
   readonly #gone = Promise.withResolvers<{ readonly reason: string }>();
+  readonly #ended: () => void;
   #worker: Worker | undefined;
   #ring = Ring.create(RING_BYTES);
   #record = new PortRecord(this.#ring);
@@ -72,12 +68,12 @@ export class PortThread implements AsyncDisposable {
     this.#deps = deps;
     this.#eventFd = libc().eventfd(0, EFD_NONBLOCK_CLOEXEC);
     if (this.#eventFd < 0) throw lastError("cannot make an eventfd");
+    this.#ended = stopAtExit(this);
   }
 
   /** Throws NetError `ffi-missing` or `syscall-failed`, DataPlaneError `worker-failed`; nothing is left then. */
   static async start(deps: PortThreadDeps): Promise<PortThread> {
     const thread = new PortThread(deps);
-    running.add(thread);
     try {
       thread.#run();
       await thread.#started.promise;
@@ -141,7 +137,7 @@ export class PortThread implements AsyncDisposable {
   async #stop(): Promise<void> {
     this.requestStop();
     await this.#over.promise;
-    running.delete(this);
+    this.#ended();
     libc().close(this.#eventFd);
   }
 
