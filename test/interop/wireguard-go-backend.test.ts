@@ -1,7 +1,10 @@
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, readdirSync, readFileSync, unlinkSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, unlinkSync, writeFileSync } from "node:fs";
+import { mkdtempDisposable } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { describe, it } from "node:test";
 import { fileURLToPath } from "node:url";
 import { createLogger } from "#base/log.ts";
@@ -16,6 +19,11 @@ import { missingForLab } from "./wireguard-lab.ts";
 
 const skip = missingForLab() ?? false;
 if (!skip) enterOwnNetwork();
+
+/** From the moment when a program hangs until another one runs: the next question, two without an answer. */
+const HUNG_MS = 15_000;
+/** Sooner than a program is ended by force. */
+const FORCE_MS = 1_500;
 
 let devices = 0;
 /** Control sockets share one directory on this machine. */
@@ -140,6 +148,42 @@ describe("wireguard-go as a backend", { skip, timeout: 20_000, concurrency: 4 },
       await backend.control.change({ listenPort: 0 }, []);
     });
   }
+
+  it("kills the program that was stopped, and starts it again", async () => {
+    const run = await watched(freshName());
+    await using backend = run.backend;
+    const [pid] = processesOf(backend.interfaceName);
+    process.kill(pid!, "SIGSTOP");
+    await waitUntil(() => run.events.length > 0, "the backend tells", HUNG_MS);
+    assert.deepEqual(run.events, ["restarted: was killed, as it did not answer for 6 s"]);
+    assert.equal(processesOf(backend.interfaceName).length, 1);
+    await backend.control.change({ listenPort: 0 }, []);
+  });
+
+  it("kills the program whose control socket takes questions and answers none", async () => {
+    const name = freshName();
+    await using folder = await mkdtempDisposable(join(tmpdir(), "perch-mute-"));
+    const program = join(folder.path, "mute-wireguard");
+    const path = JSON.stringify(uapiPath(name));
+    const serve = `fs.rmSync(${path}, { force: true }); net.createServer(() => {}).listen(${path})`;
+    writeFileSync(program, `#!/bin/sh\nexec ${process.execPath} -e '${serve}'\n`, { mode: 0o755 });
+    const events: string[] = [];
+    await using backend = await startWireguardGo({ interfaceName: name, program });
+    backend.events.on("restarted", ({ reason }) => events.push(reason));
+    await waitUntil(() => events.length > 0, "the backend tells", HUNG_MS);
+    assert.deepEqual(events, ["was killed, as it did not answer for 6 s"]);
+  });
+
+  it("closes at once while the program is stopped, and leaves nothing", async () => {
+    const { backend } = await watched(freshName());
+    process.kill(processesOf(backend.interfaceName)[0]!, "SIGSTOP");
+    const reading = assert.rejects(backend.control.read(), { code: "closed" });
+    const begin = performance.now();
+    await backend.close();
+    await reading;
+    assert.ok(performance.now() - begin < FORCE_MS, "by request");
+    assertNothingLeft(backend.interfaceName);
+  });
 
   it("closes while the program starts again", async () => {
     const run = await watched(freshName());

@@ -58,8 +58,9 @@ export async function removeMarked(mark: DeviceMark): Promise<string | undefined
 
 async function removeProcess({ mark, interfaceName, socketPath }: ProcessMark): Promise<string | undefined> {
   const processes = markedProcesses(mark);
-  for (const signal of ["SIGTERM", "SIGKILL"] as const) {
-    for (const { pid } of processes.filter(isAlive)) tryKill(pid, signal);
+  // One that was stopped takes the request when it goes on.
+  for (const signals of [["SIGTERM", "SIGCONT"], ["SIGKILL"]] as const) {
+    for (const { pid } of processes.filter(isAlive)) for (const signal of signals) tryKill(pid, signal);
     for (let waited = 0; waited < TERMINATE_PATIENCE && processes.some(isAlive); waited += POLL) await sleep(POLL);
   }
   await removeDeadSocket(socketPath);

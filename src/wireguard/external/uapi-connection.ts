@@ -2,7 +2,7 @@ import { connect, type Socket } from "node:net";
 import { messageOf } from "#base/errors.ts";
 import type { Millis } from "#base/time.ts";
 import { ExternalDeviceError } from "./external-error.ts";
-import { type UapiReply, UapiReplyReader } from "./uapi-protocol.ts";
+import { encodeNothing, type UapiReply, UapiReplyReader } from "./uapi-protocol.ts";
 
 /** A device that says nothing for so long is not working. */
 const SILENCE_MAX: Millis = 10_000;
@@ -87,8 +87,25 @@ export async function isServed(path: string): Promise<boolean> {
   }
 }
 
-function lost(path: string, why: string): ExternalDeviceError {
-  return new ExternalDeviceError("control-failed", `${path}: ${why}`, { retryable: true });
+/** What we lack ourselves: it says nothing of the device. */
+const OWN_LACK: ReadonlySet<string | undefined> = new Set(["EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"]);
+
+/** Resolves when the device answered anything, or we have no descriptor to ask it with. Throws as UapiConnection, and when aborted. */
+export async function needSignOfLife(path: string, signal: AbortSignal): Promise<void> {
+  try {
+    using connection = await UapiConnection.open(path);
+    const hangUp = (): void => connection[Symbol.dispose]();
+    if (signal.aborted) hangUp();
+    signal.addEventListener("abort", hangUp, { once: true });
+    await connection.ask(encodeNothing());
+  } catch (error) {
+    const cause = error instanceof ExternalDeviceError ? (error.cause as NodeJS.ErrnoException | undefined) : undefined;
+    if (!OWN_LACK.has(cause?.code)) throw error;
+  }
+}
+
+function lost(path: string, why: string, cause?: Error): ExternalDeviceError {
+  return new ExternalDeviceError("control-failed", `${path}: ${why}`, { retryable: true, cause });
 }
 
 function translate(path: string, error: NodeJS.ErrnoException): ExternalDeviceError {
@@ -100,6 +117,6 @@ function translate(path: string, error: NodeJS.ErrnoException): ExternalDeviceEr
     case "ECONNREFUSED":
       return lost(path, "no device listens there");
     default:
-      return lost(path, error.code ?? messageOf(error));
+      return lost(path, error.code ?? messageOf(error), error);
   }
 }

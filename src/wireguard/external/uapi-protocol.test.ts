@@ -7,6 +7,7 @@ import type { PeerChange } from "./parts.ts";
 import {
   encodeGet,
   encodeListenPort,
+  encodeNothing,
   encodePeerChanges,
   encodePrivateKey,
   peerChangeBytes,
@@ -33,6 +34,10 @@ function read(text: string, pieceBytes = text.length): UapiReply | undefined {
 describe("a request of the configuration protocol", () => {
   it("asks for everything", () => {
     assert.equal(textOf(encodeGet()), "get=1\n\n");
+  });
+
+  it("changes nothing", () => {
+    assert.equal(textOf(encodeNothing()), "set=1\n\n");
   });
 
   it("is made anew each time, as it is wiped once sent", () => {

@@ -24,6 +24,11 @@ export function encodeGet(): Uint8Array {
   return Buffer.from("get=1\n\n", "latin1");
 }
 
+/** A request that changes nothing and costs nothing: whether somebody answers. */
+export function encodeNothing(): Uint8Array {
+  return Buffer.from("set=1\n\n", "latin1");
+}
+
 /** A request that sets the interface's key. The caller wipes it. */
 export function encodePrivateKey(key: PrivateKey): Uint8Array {
   const request = new RequestWriter(128);

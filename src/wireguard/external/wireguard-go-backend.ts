@@ -9,9 +9,10 @@ import { ExternalDeviceError } from "./external-error.ts";
 import { needProgram } from "./find-program.ts";
 import { needFreeInterfaceName } from "./interface-names.ts";
 import type { Backend, BackendEvents } from "./parts.ts";
-import { isServed } from "./uapi-connection.ts";
+import { isServed, needSignOfLife } from "./uapi-connection.ts";
 import { UapiControl, uapiPath } from "./uapi-control.ts";
 import { type ProcessSetUp, WireguardGoProcess } from "./wireguard-go-process.ts";
+import { WireguardGoWatch } from "./wireguard-go-watch.ts";
 
 /** The death that is one too many of those within `DEATHS_INTERVAL`. */
 const DEATHS_MAX = 5;
@@ -34,7 +35,7 @@ export interface WireguardGoOptions {
 }
 
 /**
- * An interface that wireguard-go implements, which runs as our child and again when it died: `restarted`. An interface that somebody
+ * An interface that wireguard-go implements, which runs as our child and again when it died, or hung: `restarted`. An interface that somebody
  * deleted comes back in the same way, as the program then ends like one that was told to. Throws ExternalDeviceError: `program-missing`,
  * `interface-taken`, `not-permitted`, `control-failed`; TunError `interface-name-invalid`; and what the record throws.
  */
@@ -69,7 +70,7 @@ export async function startWireguardGo(options: WireguardGoOptions, deps: Wiregu
 }
 
 /**
- *             died          started
+ *          died, hung       started
  *   running --------> dead ---------> running       fifth death in a minute, or start impossible: gone
  *      |                |
  *      '---- close -----'----> closed
@@ -114,7 +115,7 @@ class WireguardGoBackend implements Backend {
     let process = first;
     let gone: string | undefined;
     while (!signal.aborted) {
-      const reason = await Promise.race([process.ended, closing]);
+      const reason = await Promise.race([this.#watchOver(process), closing]);
       await this.#control[Symbol.asyncDispose]();
       if (reason === undefined) {
         await process.end();
@@ -135,6 +136,17 @@ class WireguardGoBackend implements Backend {
     if (gone === undefined || signal.aborted) return;
     this.#setUp.log.error("the interface of wireguard-go is gone", { reason: gone });
     this.events.emit("gone", { reason: gone });
+  }
+
+  /** Why it is over, in words; one that hangs is killed. */
+  async #watchOver(process: WireguardGoProcess): Promise<string> {
+    const { socketPath, clock } = this.#setUp;
+    using _watch = new WireguardGoWatch({
+      clock,
+      ask: (signal) => needSignOfLife(socketPath, signal),
+      hung: (reason) => process.kill(`was killed, as ${reason}`),
+    });
+    return await process.ended;
   }
 
   /** The next process; why there is none; or undefined, when we close. */

@@ -88,9 +88,17 @@ export class WireguardGoProcess {
   /** By request, then by force; resolves when the process is gone. Idempotent. */
   async end(): Promise<void> {
     this.#child.kill("SIGTERM");
+    // One that was stopped takes the request when it goes on.
+    this.#child.kill("SIGCONT");
     const force = setTimeout(() => this.#child.kill("SIGKILL"), TERMINATE_PATIENCE);
     await this.ended;
     clearTimeout(force);
+  }
+
+  /** By force: it hangs, which is the reason that `ended` gives. */
+  kill(reason: string): void {
+    this.#end ??= reason;
+    this.#child.kill("SIGKILL");
   }
 
   async #ready({ socketPath, clock }: ProcessSetUp, signal: AbortSignal): Promise<void> {
