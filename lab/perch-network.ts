@@ -272,12 +272,17 @@ export class PerchNetwork implements AsyncDisposable {
     return host.exec(PERCH, ["server", ...args, "--data-dir", join(this.directory, "server")], { timeoutMs: 20_000 });
   }
 
+  /** The flags of `perch up` for an agent that is not yet in the network. */
+  joinFlags(hostname: string): readonly string[] {
+    return ["--management-url", this.managementUrl, "--setup-key", this.#setupKey, "--hostname", hostname];
+  }
+
   async startAgent(name: string): Promise<void> {
     const agent = this.agent(name);
     agent.startDaemon();
     await waitFor(() => agent.isListening(), `daemon of ${name}`);
     await agent.up([
-      ...["--management-url", this.managementUrl, "--setup-key", this.#setupKey, "--hostname", name],
+      ...this.joinFlags(name),
       ...this.#deviceFlags(name),
       ...(this.#options.inactivity ? ["--inactivity-threshold", this.#options.inactivity] : []),
       ...(this.#options.upFlags?.(name) ?? []),

@@ -31,7 +31,7 @@ describe("what perch made is gone when it ends", { skip: await skipWithoutLab() 
     untouched = await readMachine(box);
     agent = new LabAgent(box, `${network.directory}/box`);
     await start(agent);
-    await agent.up(["--management-url", network.managementUrl, "--setup-key", network.setupKey, "--hostname", "box"]);
+    await agent.up(network.joinFlags("box"));
   });
 
   after(async () => {
@@ -150,7 +150,7 @@ describe("what perch made is gone when it ends", { skip: await skipWithoutLab() 
     try {
       const first = await readMachine(box);
       await start(second);
-      const join = ["--management-url", network.managementUrl, "--setup-key", network.setupKey, "--hostname", "second"];
+      const join = network.joinFlags("second");
       const taken = await second.perch(["up", ...join]);
       assert.equal(taken.code, 1);
       assert.match(taken.stderr, /^perch: .*--(wireguard-port|interface-name)/m);

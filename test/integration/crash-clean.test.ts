@@ -53,15 +53,7 @@ describe("a machine after a crash", { skip: !isRoot && "needs root: an /etc of i
     mkdirSync(join(agent.directory, "state"), { mode: 0o700 });
     client = createDaemonClient(agent.socket);
     await start();
-    await agent.mustPerch([
-      "up",
-      "--management-url",
-      network.managementUrl,
-      "--setup-key",
-      network.setupKey,
-      "--hostname",
-      "box",
-    ]);
+    await agent.mustPerch(["up", ...network.joinFlags("box")]);
     await agent.stop("SIGTERM");
   });
 

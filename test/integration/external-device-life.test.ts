@@ -39,7 +39,7 @@ describe("the life of an agent with wireguard-go", { skip: !isRoot && "needs roo
     agent = new LabAgent(box, join(network.directory, "box"));
     untouched = await readHost();
     await start();
-    await agent.up([...joining(), "--device", "wireguard-go", "--interface-name", INTERFACE]);
+    await agent.up([...network.joinFlags("box"), "--device", "wireguard-go", "--interface-name", INTERFACE]);
   });
 
   after(async () => {
@@ -47,15 +47,6 @@ describe("the life of an agent with wireguard-go", { skip: !isRoot && "needs roo
     await network?.close();
     await lab?.close();
   });
-
-  const joining = (): string[] => [
-    "--management-url",
-    network.managementUrl,
-    "--setup-key",
-    network.setupKey,
-    "--hostname",
-    "box",
-  ];
 
   async function start(): Promise<void> {
     agent.startDaemon();
@@ -176,8 +167,8 @@ describe("the life of an agent with wireguard-go", { skip: !isRoot && "needs roo
       second.startDaemon();
       await waitFor(() => second.isListening(), "the second daemon", 20_000);
       const before = await readHost();
-      const flags = ["--wireguard-port", "0", "--device", "wireguard-go"];
-      const { code, stderr } = await second.perch(["up", ...joining(), ...flags, "--interface-name", "taken0"]);
+      const flags = ["--wireguard-port", "0", "--device", "wireguard-go", "--interface-name", "taken0"];
+      const { code, stderr } = await second.perch(["up", ...network.joinFlags("box"), ...flags]);
       assert.equal(code, 1);
       assert.match(stderr, /there is an interface taken0 already.*--interface-name/);
       assert.deepEqual(await readHost(), before);
