@@ -239,9 +239,9 @@ class Agent implements AgentControl, AsyncDisposable {
       await management.close();
       throw error;
     }
+    this.#session = session;
     try {
       signal.throwIfAborted();
-      this.#session = session;
       this.#become("starting", "waiting for the network map");
       await session.start(signal);
       this.#become("up");
