@@ -36,6 +36,11 @@ export class ChangeBatch {
     return this.#settled;
   }
 
+  /** Whether nothing waits, nothing is under way, and the last batch that ended is this one. */
+  isSettledAt(number: number): boolean {
+    return this.#settled === number && !this.#isGathering && !this.#working;
+  }
+
   /** Calls that failed, as a whole or for some of their peers. */
   get failures(): number {
     return this.#failures;

@@ -145,13 +145,16 @@ describe("peers of an external device", () => {
 
   it("cost neither timer nor reading while they sleep", async () => {
     const { clock, control, set, pass, device, peer } = setUp();
+    // Whether it has its port.
+    await pass(11_000);
+    assert.equal(control.reads, 2);
     set("asleep");
     device.setPath(peer, DIRECT);
     assert.equal(device.initiate(peer, [DIRECT]), false);
     await pass(100);
     assert.deepEqual(control.take(), ["add to 127.1.0.1:4000 ips 100.64.0.2/32 keepalive 0"]);
     assert.equal(clock.pending, 0);
-    assert.equal(control.reads, 0);
+    assert.equal(control.reads, 2);
   });
 
   it("are changed only where they changed", async () => {
@@ -345,6 +348,8 @@ describe("an asleep peer of an external device", () => {
 
   it("is not looked at for what strangers send to the device's port", async () => {
     const { set, port, control, pass, takeEvents, clock } = setUp();
+    await pass(11_000);
+    control.reads = 0;
     set("asleep");
     for (const type of [1, 2, 3] as const)
       for (let i = 0; i < 50; i++) port.events.emit("handshake", { datagram: message(type), from: HERE, to: HERE });
@@ -763,6 +768,55 @@ describe("an external device", () => {
     assert.deepEqual(takeEvents(), ["gone"]);
     assert.equal(backend.closed, 1);
     assert.deepEqual(backend.control.calls, []);
+  });
+
+  it("is gone when another program took its port just before it could", async () => {
+    const { backend, takeEvents, pass } = setUp();
+    backend.restart();
+    await pass(5);
+    takeEvents();
+    // Somebody brings the interface up, and the device cannot open its port then.
+    await pass(1_000);
+    backend.control.listenPort = 0;
+    await pass(2_000);
+    assert.deepEqual(takeEvents(), ["gone"]);
+    assert.equal(backend.closed, 1);
+  });
+
+  it("is gone when nobody reads its local ends any more", async () => {
+    const { backend, ends, takeEvents } = setUp();
+    ends.events.emit("failed", { reason: "the port thread died too often" });
+    await turn();
+    assert.deepEqual(takeEvents(), ["gone"]);
+    assert.equal(backend.closed, 1);
+  });
+
+  it("is told everything anew when somebody else has changed its peers or its port, and not for its own changes", async () => {
+    const { device, peer, connect, pass, control, takeEvents } = setUp();
+    await connect(DIRECT);
+    await pass(1_100);
+    control.take();
+    const [known] = control.peers.entries();
+    control.peers.delete(peer);
+    await pass(2_500);
+    assert.deepEqual(control.take(), ["add to 192.0.2.2:51820 ips 100.64.0.2/32 keepalive 25"]);
+    control.listenPort = 1234;
+    await pass(2_500);
+    assert.equal(control.calls.length, 1);
+    assert.equal(control.calls[0]!.change.listenPort, 51820);
+    // It refuses to have it otherwise: said once.
+    control.take();
+    await pass(10_000);
+    assert.deepEqual(control.take(), []);
+    control.listenPort = 51820;
+    await pass(2_000);
+    for (let i = 0; i < 20; i++) {
+      device.setPeer(PrivateKey.generate().publicKey, { mode: "asleep", allowedIps: [] });
+      await pass(250);
+    }
+    assert.deepEqual(new Set(control.calls.map(({ change }) => change.replacePeers)), new Set([undefined]));
+    assert.equal(control.peers.size, 21);
+    assert.deepEqual([takeEvents(), known![0]], [[], peer]);
   });
 
   it("closes although its program answers no call any more", async () => {

@@ -21,7 +21,9 @@ import { ReadingLoop } from "./reading-loop.ts";
 
 /** After an initiation that nobody looked at, before sleepers are compared with what the device has: it answers it meanwhile. */
 const UNSEEN_PAUSE: Millis = 1_000;
-/** Before a device that did not answer is told everything anew. */
+/** After a start, before it is certain that the device has its port: it opens it when somebody brings the interface up. */
+const PORT_LOOKS: readonly Millis[] = [2_000, 10_000];
+/** Before a device that did not answer, or is not as it was told to be, is told everything anew. */
 const TELL_ANEW_PAUSE: Millis = 1_000;
 
 export interface ExternalDeviceDeps {
@@ -84,6 +86,8 @@ export class ExternalDevice implements WireGuardDevice {
   readonly #counters = new Map<string, number>();
   readonly #unsubscribe: (() => void)[] = [];
   #tellingAnew: Timer | undefined;
+  /** How the device was otherwise than it was told to be, when it was told anew. */
+  #oddity: string | undefined;
   #closing: Promise<void> | undefined;
 
   /** The device has its key and its port. `createExternalDevice` is for callers. */
@@ -125,6 +129,7 @@ export class ExternalDevice implements WireGuardDevice {
       count: (name, by) => this.#count(name, by),
     });
     this.#listen();
+    this.#lookAtPort();
   }
 
   get features(): readonly string[] {
@@ -271,6 +276,8 @@ export class ExternalDevice implements WireGuardDevice {
   // What readings say
 
   #takeReading(reading: DeviceReading, time: ReadingTime): boolean {
+    if (this.#batch.isSettledAt(time.settled)) this.#compare(reading);
+    if (this.#closing) return false;
     if (this.#unseenUntil !== undefined && time.start >= this.#unseenUntil) {
       this.#unseenUntil = undefined;
       this.#watchStrays(reading);
@@ -285,6 +292,23 @@ export class ExternalDevice implements WireGuardDevice {
       this.#driver.judge(peer, use, facts, time);
     }
     return busy;
+  }
+
+  /** A device that is not as it was told to be could not have its port, or somebody else has changed it. */
+  #compare({ listenPort, peers }: DeviceReading): void {
+    // Userspace shows no port when opening it failed, and then does not open it any more.
+    if (listenPort === 0) return this.#end(`UDP port ${this.listenPort} is taken by another program`);
+    const isOdd = listenPort !== this.listenPort || peers.size !== this.#peers.size;
+    const oddity = isOdd ? `port ${listenPort}, ${peers.size} peers` : undefined;
+    const isNew = oddity !== undefined && oddity !== this.#oddity;
+    this.#oddity = oddity;
+    if (!isNew) return;
+    this.#log.warn("somebody else has changed the wireguard device, it is told anew", {
+      interface: this.interfaceName,
+      found: oddity,
+      wanted: `port ${this.listenPort}, ${this.#peers.size} peers`,
+    });
+    this.#tellAnew();
   }
 
   /** Sleepers that the device does not send to us any more: it took their handshake, and nothing would wake them. */
@@ -351,6 +375,7 @@ export class ExternalDevice implements WireGuardDevice {
     const { backend, localEnds, sharedPort, rules } = this.#parts;
     this.#unsubscribe.push(
       localEnds.events.on("datagram", ({ key, datagram }) => this.#takeOutgoing(key, datagram)),
+      localEnds.events.on("failed", ({ reason }) => this.#end(reason)),
       localEnds.events.on("moved", ({ key, endpoint }) => {
         const peer = this.#peers.get(key);
         if (peer && !this.#closing) this.#teller.moved(peer, endpoint);
@@ -379,6 +404,11 @@ export class ExternalDevice implements WireGuardDevice {
     for (const { use } of this.#peers.values()) if (use) use.resetIn = number;
     this.events.emit("worker-restarted", { reason });
     this.#readings.look();
+    this.#lookAtPort();
+  }
+
+  #lookAtPort(): void {
+    for (const delay of PORT_LOOKS) this.#readings.want(this.#clock.now() + delay);
   }
 
   /** What of the changes is in the device nobody knows. Peers that are as they should be do not notice. */

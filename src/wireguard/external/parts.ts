@@ -120,6 +120,8 @@ export interface LocalEndsEvents {
    * arrives as well, for some seconds. Comes before the `datagram` that was its cause.
    */
   moved: { readonly key: PublicKey; readonly endpoint: Endpoint };
+  /** Nobody reads for the ends any more, nor for a shared port that has the same reader: the device must not go on. */
+  failed: { readonly reason: string };
 }
 
 /** The device's own UDP port, beside the device: STUN and copies of handshakes go out and come in. */

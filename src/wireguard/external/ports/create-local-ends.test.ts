@@ -131,6 +131,16 @@ for (const [name, withThread, many] of [
     });
   });
 
+test("local ends say that nobody reads for them when their thread was given up", { timeout: 15_000 }, async () => {
+  await using thread = await PortThread.start({ log: silentLogger, clock: systemClock });
+  await using ends = createLocalEnds({ clock: systemClock, log: silentLogger, thread }, { devicePort: 1 });
+  const { promise: failed, resolve } = Promise.withResolvers<string>();
+  ends.events.on("failed", ({ reason }) => resolve(reason));
+  // Nobody has so many descriptors: each thread dies of it.
+  thread.watch(1 << 30, () => {});
+  assert.match(await failed, /^the thread that reads its sockets died too often: .*closed while it was watched/);
+});
+
 test("a threshold of nothing shares from the first peer on", async (t: TestContext) => {
   const clock = new ManualClock();
   await using ends = createLocalEnds({ clock, log: silentLogger }, { devicePort: 1, threshold: 0 });

@@ -52,8 +52,6 @@ class ScalingLocalEnds implements LocalEnds {
   readonly #socketsMax = Math.floor(descriptorLimit() * DESCRIPTOR_SHARE);
   readonly #few: LoopbackSockets;
   #many: LoopbackAddresses | LoopbackMac1 | undefined;
-  /** The thread died: its socket is there and nobody reads it. */
-  #deaf: LoopbackAddresses | undefined;
   /** Open peers, and who has them. */
   readonly #peers = new Map<PublicKey, LocalEnds>();
   /** Peers that moved, at the place that they left. */
@@ -69,7 +67,9 @@ class ScalingLocalEnds implements LocalEnds {
     this.#few = new LoopbackSockets({ devicePort: options.devicePort });
     this.#listen(this.#few);
     this.#current = this.#few;
-    void deps.thread?.gone.then(() => this.#noteDeaf());
+    void deps.thread?.gone.then(({ reason }) =>
+      this.events.emit("failed", { reason: `the thread that reads its sockets died too often: ${reason}` }),
+    );
   }
 
   /** Of peers that are opened now. */
@@ -108,7 +108,7 @@ class ScalingLocalEnds implements LocalEnds {
 
   counters(): ReadonlyMap<string, number> {
     const sums = new Map<string, number>();
-    for (const ends of [this.#few, this.#many, this.#deaf])
+    for (const ends of [this.#few, this.#many])
       for (const [name, count] of ends?.counters() ?? []) sums.set(name, (sums.get(name) ?? 0) + count);
     return sums;
   }
@@ -122,7 +122,7 @@ class ScalingLocalEnds implements LocalEnds {
     for (const { timer } of this.#left.values()) timer.cancel();
     this.#left.clear();
     this.#peers.clear();
-    await Promise.all([this.#few, this.#many, this.#deaf].map((ends) => ends?.[Symbol.asyncDispose]()));
+    await Promise.all([this.#few, this.#many].map((ends) => ends?.[Symbol.asyncDispose]()));
   }
 
   #listen(ends: LocalEnds): void {
@@ -145,7 +145,7 @@ class ScalingLocalEnds implements LocalEnds {
   #makeMany(): LoopbackAddresses | LoopbackMac1 {
     const { thread, log, clock } = this.#deps;
     const options = { devicePort: this.#devicePort, socketsMax: this.#socketsMax };
-    if (thread && !this.#deaf) {
+    if (thread) {
       try {
         return LoopbackAddresses.open(thread, options);
       } catch (error) {
@@ -188,13 +188,5 @@ class ScalingLocalEnds implements LocalEnds {
     left.timer.cancel();
     this.#left.delete(key);
     left.ends.close(key);
-  }
-
-  /** Nobody reads the socket of all peers any more. */
-  #noteDeaf(): void {
-    if (this.#closed || this.#deaf || this.#many?.name !== "loopback-addresses") return;
-    this.#deaf = this.#many;
-    this.#many = undefined;
-    if (this.#current === this.#deaf) this.#passTo(this.#theMany());
   }
 }

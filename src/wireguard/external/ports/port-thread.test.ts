@@ -94,6 +94,26 @@ describe("the port thread", () => {
     for (const pair of [from, to]) closeUdpPair(pair);
   });
 
+  test("hands over what the dead one had read", options, async () => {
+    await using thread = await PortThread.start(deps);
+    const [from, to] = [openPair(), openPair()];
+    let received = 0;
+    const watch = thread.watch(to.v4, () => received++);
+    const target = { address: LOOPBACK, port: to.port };
+    // Many more than main handles in a turn, read by the thread while this turn lasts.
+    const sent = 1000;
+    for (let i = 0; i < sent; i++) {
+      if (i % 50 === 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5);
+      assert.equal(sendDatagram(from.v4, new Uint8Array(100), target), 0);
+    }
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 50);
+    const bad = thread.watch(1 << 30, () => {});
+    await bad.end();
+    await watch.end();
+    assert.equal(received, sent);
+    for (const pair of [from, to]) closeUdpPair(pair);
+  });
+
   test("closing it twice is closing it once, and nothing is read afterwards", options, async () => {
     const thread = await PortThread.start(deps);
     const pair = openPair();

@@ -40,8 +40,8 @@ export interface PortThreadDeps {
 
 /**
  * Main's handle on the one thread of an external device. It reads sockets that Node cannot read, in batches, and sleeps in
- * `poll` while there is nothing; sending is main's own. A thread that dies of a fault is replaced by another on the same sockets;
- * after the fifth within a minute the sockets stay unread, and `gone` resolves.
+ * `poll` while there is nothing; sending is main's own. A thread that dies of a fault is replaced by another on the same sockets, and
+ * what it had read is not lost; after the fifth within a minute the sockets stay unread, and `gone` resolves.
  */
 export class PortThread implements AsyncDisposable {
   readonly #deps: PortThreadDeps;
@@ -58,6 +58,7 @@ export class PortThread implements AsyncDisposable {
   #ring = Ring.create(RING_BYTES);
   #record = new PortRecord(this.#ring);
   #droppedBefore = 0;
+  #restarts = 0;
   #nextId = 0;
   #isReady = false;
   #isStopping = false;
@@ -94,6 +95,7 @@ export class PortThread implements AsyncDisposable {
   counters(): ReadonlyMap<string, number> {
     const { words } = this.#stats;
     return new Map([
+      ["port-thread-restarts", this.#restarts],
       ["port-wake-ups", words[Counter["wake-ups"]]!],
       ["drop-port-queue", this.#droppedBefore + this.#ring.dropped],
       ["drop-socket-queue", words[Counter["drop-socket-queue"]]!],
@@ -210,7 +212,9 @@ export class PortThread implements AsyncDisposable {
     const { log, clock } = this.#deps;
     if (this.#budget.take(clock.now())) {
       log.error("port thread died, another takes over", { err: reason });
+      this.#restarts++;
       this.#droppedBefore += this.#ring.dropped;
+      for (let at = this.#ring.next(); at >= 0; at = this.#ring.next()) this.#handle(this.#ring, at);
       // What the dead one left half written is nobody's.
       this.#ring = Ring.create(RING_BYTES);
       this.#record = new PortRecord(this.#ring);

@@ -23,6 +23,8 @@ export class ScriptedControl implements DeviceControl {
   readonly calls: { readonly change: InterfaceChange; readonly peers: readonly PeerChange[] }[] = [];
   readonly peers = new Map<PublicKey, Partial<PeerReading> & { keepalive: number; prefixes: string[] }>();
   reads = 0;
+  /** What a reading shows; 0: the device could not open its port. */
+  listenPort = 51820;
   /** What the next changes fail with. */
   readonly failures: Error[] = [];
   /** Held back until it resolves. */
@@ -46,7 +48,7 @@ export class ScriptedControl implements DeviceControl {
     const peers = new Map<PublicKey, PeerReading>();
     for (const [key, { endpoint, rxBytes = 0, txBytes = 0, lastHandshake = 0 }] of this.peers)
       peers.set(key, { endpoint, rxBytes, txBytes, lastHandshake });
-    return { listenPort: 51820, peers };
+    return { listenPort: this.listenPort, peers };
   }
 
   /** What the device did with a peer since: bytes are added, the rest replaced. */
