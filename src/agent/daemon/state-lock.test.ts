@@ -1,15 +1,30 @@
 import assert from "node:assert/strict";
-import { execFile } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { takeLock } from "./state-lock.ts";
 
 function scratch(): { readonly path: string; readonly dir: string } & Disposable {
   const dir = mkdtempSync(join(tmpdir(), "perch-lock-"));
   return { dir, path: join(dir, "lock"), [Symbol.dispose]: () => rmSync(dir, { recursive: true, force: true }) };
+}
+
+/** What `look` finds, asked until it finds something and does not throw. */
+async function until<Found>(look: () => Found): Promise<Found> {
+  for (let left = 500; ; left--) {
+    try {
+      const found = look();
+      if (found) return found;
+    } catch (error) {
+      if (left === 0) throw error;
+    }
+    assert.ok(left > 0, "not within 10 s");
+    await sleep(20);
+  }
 }
 
 const describe = (pid: number): string => `held by ${pid}`;
@@ -31,6 +46,26 @@ test("a lock whose process is gone, whose pid is another process now, or whose c
     writeFileSync(at.path, content);
     using lock = takeLock(at.path, describe);
     assert.match(readFileSync(lock.path, "latin1"), new RegExp(`^${process.pid} \\d+@`));
+  }
+});
+
+test("a lock is taken over from a process that was killed, though its parent has not asked for its end", {
+  skip: process.platform !== "linux",
+}, async () => {
+  using at = scratch();
+  const script = `
+    import { takeLock } from ${JSON.stringify(new URL("./state-lock.ts", import.meta.url).href)};
+    takeLock(${JSON.stringify(at.path)}, () => "held");
+    process.kill(process.pid, "SIGKILL");`;
+  // `sleep` takes the place of the shell, which would ask.
+  const command = [process.execPath, "--input-type=module-typescript", "-e", script];
+  const parent = spawn("sh", ["-c", '"$@" & exec sleep 20', "sh", ...command], { stdio: "ignore" });
+  try {
+    const holder = await until(() => /^(\d+) \d+@/.exec(readFileSync(at.path, "latin1"))?.[1]);
+    await until(() => /\) Z /.test(readFileSync(`/proc/${holder}/stat`, "latin1")));
+    takeLock(at.path, describe)[Symbol.dispose]();
+  } finally {
+    parent.kill();
   }
 });
 

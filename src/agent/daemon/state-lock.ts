@@ -107,12 +107,18 @@ function liveHolder(content: string): number | undefined {
   return match[2] === "-" || match[2] === started ? pid : undefined;
 }
 
-/** Start of a process in clock ticks since boot, with the boot's id: unlike the pid it never comes again. */
+/**
+ * Start of a process in clock ticks since boot, with the boot's id: unlike the pid it never comes again. Undefined for one that
+ * has ended, also when its parent has not asked for its end yet, which in a container nobody may ever do.
+ */
 function startTimeOf(pid: number): string | undefined {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
-    // The command name may hold spaces and parentheses: fields are counted from the last one; starttime is the 22nd.
-    const ticks = stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
+    // The command name may hold spaces and parentheses: fields are counted from the last one. State is the third of all,
+    // the number of threads the 20th, starttime the 22nd. A first thread may end before the others.
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    if (fields[0] === "Z" && Number(fields[17]) <= 1) return undefined;
+    const ticks = fields[19];
     return `${ticks}@${readFileSync("/proc/sys/kernel/random/boot_id", "latin1").trim()}`;
   } catch {
     return undefined;
