@@ -187,7 +187,10 @@ class Agent implements AgentControl, AsyncDisposable {
   capture(options: CaptureOptions): PacketCapture {
     const { device } = this.#running();
     if (!device.startCapture)
-      throw new AgentError("unsupported-device", `a device of kind ${device.kind} does not show its packets`);
+      throw new AgentError(
+        "unsupported-device",
+        `the packets of ${device.kind} do not pass the agent: see them with tcpdump -i ${device.interfaceName}`,
+      );
     return device.startCapture(options);
   }
 

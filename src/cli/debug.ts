@@ -31,7 +31,7 @@ function captureCommand(): Command {
   return withDaemonOption(new Command("capture"))
     .summary("write the tunnel's packets to a file")
     .description(
-      "Writes the packets inside the tunnel, unencrypted, to a pcapng file (mode 0600) for tcpdump or Wireshark, until a bound is reached or Ctrl-C. Packets sent are written as the kernel handed them over: up to 64 KiB of one flow in one, checksum not finished. A comment marks those that wait for a session and those that the access rules dropped. A second capture ends the first.",
+      "Writes the packets inside the tunnel, unencrypted, to a pcapng file (mode 0600) for tcpdump or Wireshark, until a bound is reached or Ctrl-C. Packets sent are written as the kernel handed them over: up to 64 KiB of one flow in one, checksum not finished. A comment marks those that wait for a session and those that the access rules dropped. A second capture ends the first. With --device kernel or wireguard-go, tcpdump on the interface shows the packets instead.",
     )
     .requiredOption("-w, --write <FILE>", "the file, replaced when it exists; - writes to stdout")
     .option("--peer <PEER>", "only this peer's packets: its name, overlay address or public key")
