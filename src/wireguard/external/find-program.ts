@@ -1,5 +1,5 @@
 import { execFile } from "node:child_process";
-import { accessSync, constants } from "node:fs";
+import { accessSync, constants, existsSync, statSync } from "node:fs";
 import { delimiter, isAbsolute, join } from "node:path";
 import { promisify } from "node:util";
 import { ExternalDeviceError } from "./external-error.ts";
@@ -9,27 +9,32 @@ const run = promisify(execFile);
 /** PATH, and where a plain user's PATH does not look. */
 export const PROGRAM_PATH = [process.env.PATH, "/usr/sbin", "/sbin"].filter(Boolean).join(delimiter);
 
-/** The whole path of a program with this name or path, or undefined: there is none. */
+/** Of every program that we start: nothing of our own, which may hold a setup key; without a language, messages are in English. */
+export const PROGRAM_ENVIRONMENT: Readonly<Record<string, string>> = { PATH: PROGRAM_PATH };
+
+/** The whole path of a program with this name or path that this user may run, or undefined: there is none. */
 export function findProgram(name: string): string | undefined {
-  const paths = isAbsolute(name) ? [name] : PROGRAM_PATH.split(delimiter).map((folder) => join(folder, name));
-  return paths.find((path) => {
+  return candidates(name).find((path) => {
     try {
       accessSync(path, constants.X_OK);
-      return true;
+      return statSync(path).isFile();
     } catch {
       return false;
     }
   });
 }
 
-/** Throws ExternalDeviceError `program-missing`. */
+/** Throws ExternalDeviceError `program-missing`, also for one that this user may not run. */
 export function needProgram(name: string, debianPackage: string): string {
   const path = findProgram(name);
   if (path !== undefined) return path;
-  throw new ExternalDeviceError(
-    "program-missing",
-    `the program ${name} is not installed (Debian package ${debianPackage})`,
-  );
+  const unusable = candidates(name).find((path) => existsSync(path));
+  const problem = unusable === undefined ? `${name} is not installed` : `${unusable} may not be run`;
+  throw new ExternalDeviceError("program-missing", `the program ${problem} (Debian package ${debianPackage})`);
+}
+
+function candidates(name: string): readonly string[] {
+  return isAbsolute(name) ? [name] : PROGRAM_PATH.split(delimiter).map((folder) => join(folder, name));
 }
 
 /**
@@ -41,7 +46,7 @@ export async function commandThatEndsWithUs(signal: "TERM" | "KILL"): Promise<re
   if (setpriv === undefined) return [];
   const words = ["--pdeathsig", signal];
   // busybox has a setpriv that cannot.
-  return run(setpriv, [...words, "true"]).then(
+  return run(setpriv, [...words, "true"], { env: PROGRAM_ENVIRONMENT }).then(
     () => [setpriv, ...words],
     () => [],
   );

@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { randomInt } from "node:crypto";
 import type { Clock, Millis, Timer } from "#base/time.ts";
 import { ExternalDeviceError } from "./external-error.ts";
-import { commandThatEndsWithUs, PROGRAM_PATH } from "./find-program.ts";
+import { commandThatEndsWithUs, PROGRAM_ENVIRONMENT } from "./find-program.ts";
 import { interfaceExists } from "./interface-names.ts";
 import { type ProgramResult, runProgram } from "./run-program.ts";
 
@@ -87,7 +87,7 @@ export class LinkWatch {
     const ahead = await commandThatEndsWithUs("KILL");
     if (this.#ended || this.#isGone()) return;
     const [program, ...args] = [...ahead, "ip", "-o", "monitor", "link", "dev", interfaceName];
-    const monitor = spawn(program!, args, { stdio: ["ignore", "pipe", "ignore"], env: { PATH: PROGRAM_PATH } });
+    const monitor = spawn(program!, args, { stdio: ["ignore", "pipe", "ignore"], env: PROGRAM_ENVIRONMENT });
     this.#monitor = monitor;
     monitor.stdout.setEncoding("latin1");
     monitor.stdout.on("data", (text: string) => {

@@ -49,7 +49,7 @@ async function open(): Promise<{ nft: PaperNft; rules: NftRules; failures: strin
 
 test("without nft rules are refused by the name of the package, and having none is not", async () => {
   const rules = await NftRules.open("wg0", nftProgram(["perch-no-such-nft"]));
-  const refused = { code: "program-missing", message: /Debian: nftables/ };
+  const refused = { code: "program-missing", message: /Debian package nftables/ };
   assert.throws(() => rules.set({ inbound: [], otherwise: "accept" }), refused);
   assert.throws(() => rules.setSource(SOURCE, [RULE]), refused);
   rules.set(undefined);

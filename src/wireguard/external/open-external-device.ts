@@ -1,6 +1,4 @@
-import { execFile } from "node:child_process";
 import { release } from "node:os";
-import { promisify } from "node:util";
 import { messageOf } from "#base/errors.ts";
 import type { PrivateKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
@@ -11,15 +9,13 @@ import { type BackendChoice, chooseBackend } from "./choose-backend.ts";
 import { createExternalDevice } from "./create-external-device.ts";
 import type { DeviceRecord } from "./device-mark.ts";
 import { ExternalDeviceError } from "./external-error.ts";
-import { findProgram } from "./find-program.ts";
 import { NftRules, probeNft } from "./nft-rules.ts";
 import type { Backend } from "./parts.ts";
 import { createLocalEnds } from "./ports/create-local-ends.ts";
 import { PortThread } from "./ports/port-thread.ts";
 import { RawPort } from "./ports/raw-port.ts";
+import { runProgram } from "./run-program.ts";
 import { ThreadedEnds } from "./threaded-ends.ts";
-
-const run = promisify(execFile);
 
 const VERSION_PATIENCE: Millis = 5_000;
 
@@ -116,11 +112,10 @@ async function startBackend(
 /** Such as `wireguard-go 0.0.20230223` or `linux 6.12.0`; undefined where the program does not say. */
 async function describeProgram({ kind }: Backend): Promise<string | undefined> {
   if (kind === "kernel") return `linux ${release()}`;
-  const path = findProgram(kind);
-  if (path === undefined) return undefined;
   try {
-    const { stdout } = await run(path, ["--version"], { timeout: VERSION_PATIENCE });
-    const [, name, version] = /^(\S+) v?([\w.+-]{1,40})$/m.exec(stdout) ?? [];
+    const call = { program: kind, debianPackage: kind, args: ["--version"], patience: VERSION_PATIENCE };
+    const { output } = await runProgram(call);
+    const [, name, version] = /^(\S+) v?([\w.+-]{1,40})$/m.exec(output.toString()) ?? [];
     return name && `${name} ${version}`;
   } catch {
     return undefined;

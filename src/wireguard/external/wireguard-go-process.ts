@@ -4,7 +4,7 @@ import type { Logger } from "#base/log.ts";
 import type { Clock, Millis } from "#base/time.ts";
 import { MARK_VARIABLE } from "./device-mark.ts";
 import { ExternalDeviceError } from "./external-error.ts";
-import { commandThatEndsWithUs, PROGRAM_PATH } from "./find-program.ts";
+import { commandThatEndsWithUs, PROGRAM_ENVIRONMENT } from "./find-program.ts";
 import { ProgramLog } from "./program-log.ts";
 import { isServed } from "./uapi-connection.ts";
 
@@ -62,9 +62,8 @@ export class WireguardGoProcess {
     signal.throwIfAborted();
     const child = spawn(command[0]!, command.slice(1), {
       stdio: ["ignore", "pipe", "pipe"],
-      // Not our own environment, which may hold a setup key.
       env: {
-        PATH: PROGRAM_PATH,
+        ...PROGRAM_ENVIRONMENT,
         // As `-f`, without its banner.
         WG_PROCESS_FOREGROUND: "1",
         LOG_LEVEL: "error",
