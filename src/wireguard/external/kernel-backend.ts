@@ -2,9 +2,9 @@ import { Emitter } from "#base/emitter.ts";
 import { type Logger, silentLogger } from "#base/log.ts";
 import { type Clock, systemClock } from "#base/time.ts";
 import type { DeviceRecord } from "./device-mark.ts";
-import { needProgram } from "./find-program.ts";
 import { needFreeInterfaceName } from "./interface-names.ts";
 import { addLink, chooseLinkIndex, deleteLink, type KernelLink, LinkWatch } from "./kernel-link.ts";
+import { needProgram } from "./need-program.ts";
 import type { Backend, BackendEvents, DeviceControl } from "./parts.ts";
 import { WgControl } from "./wg-control.ts";
 

@@ -1,8 +1,7 @@
-import { type ChildProcess, spawn } from "node:child_process";
 import { randomInt } from "node:crypto";
-import type { Clock, Millis, Timer } from "#base/time.ts";
+import type { Clock } from "#base/time.ts";
+import { ProgramMonitor } from "#net/program-monitor.ts";
 import { ExternalDeviceError } from "./external-error.ts";
-import { commandThatEndsWithUs, PROGRAM_ENVIRONMENT } from "./find-program.ts";
 import { interfaceExists } from "./interface-names.ts";
 import { type ProgramResult, runProgram } from "./run-program.ts";
 
@@ -15,8 +14,6 @@ export interface KernelLink {
 /** The kernel counts up from 1. */
 const INDEX_MIN = 2 ** 30;
 const INDEX_MAX = 2 ** 31 - 1;
-/** When the interface is looked for once more: before, a deletion could have been missed. */
-const WATCH_SETTLE: Millis = 500;
 
 export function chooseLinkIndex(): number {
   return randomInt(INDEX_MIN, INDEX_MAX);
@@ -62,53 +59,31 @@ function ip(...args: readonly string[]): Promise<ProgramResult> {
 
 /** Tells once, by rtnetlink, that a link is gone; costs nothing while nothing happens to it. */
 export class LinkWatch {
-  readonly #link: KernelLink;
-  readonly #clock: Clock;
+  readonly #interfaceName: string;
   readonly #gone: () => void;
-  #monitor: ChildProcess | undefined;
-  #timer: Timer | undefined;
+  readonly #monitor: ProgramMonitor;
   #ended = false;
 
-  constructor(link: KernelLink, clock: Clock, gone: () => void) {
-    this.#link = link;
-    this.#clock = clock;
+  constructor({ interfaceName, index }: KernelLink, clock: Clock, gone: () => void) {
+    this.#interfaceName = interfaceName;
     this.#gone = gone;
-    void this.#start();
+    const command = ["ip", "-o", "monitor", "link", "dev", interfaceName] as const;
+    const line = (text: string): void => {
+      if (text.includes(`Deleted ${index}:`)) this.#tell();
+      else this.#look();
+    };
+    // While nobody watched, a deletion could have been missed.
+    const look = (): void => this.#look();
+    this.#monitor = new ProgramMonitor({ command, line, settled: look, ended: look }, clock);
   }
 
   close(): void {
     this.#ended = true;
-    this.#timer?.cancel();
-    this.#monitor?.kill("SIGKILL");
+    this.#monitor.close();
   }
 
-  async #start(): Promise<void> {
-    const { interfaceName, index } = this.#link;
-    const ahead = await commandThatEndsWithUs("KILL");
-    if (this.#ended || this.#isGone()) return;
-    const [program, ...args] = [...ahead, "ip", "-o", "monitor", "link", "dev", interfaceName];
-    const monitor = spawn(program!, args, { stdio: ["ignore", "pipe", "ignore"], env: PROGRAM_ENVIRONMENT });
-    this.#monitor = monitor;
-    monitor.stdout.setEncoding("latin1");
-    monitor.stdout.on("data", (text: string) => {
-      if (text.includes(`Deleted ${index}:`)) this.#tell();
-      else this.#isGone();
-    });
-    monitor.on("error", () => {});
-    // It does not end by itself: somebody ended it.
-    monitor.on("close", () => this.#later(() => void this.#start()));
-    this.#later(() => this.#isGone());
-  }
-
-  #later(call: () => void): void {
-    this.#timer?.cancel();
-    if (!this.#ended) this.#timer = this.#clock.after(WATCH_SETTLE, call);
-  }
-
-  #isGone(): boolean {
-    if (interfaceExists(this.#link.interfaceName)) return false;
-    this.#tell();
-    return true;
+  #look(): void {
+    if (!interfaceExists(this.#interfaceName)) this.#tell();
   }
 
   #tell(): void {

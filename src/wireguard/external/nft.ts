@@ -1,8 +1,6 @@
-import { type ChildProcess, spawn } from "node:child_process";
-import { createInterface } from "node:readline";
 import type { Millis } from "#base/time.ts";
+import { ProgramMonitor } from "#net/program-monitor.ts";
 import { ExternalDeviceError } from "./external-error.ts";
-import { commandThatEndsWithUs, PROGRAM_ENVIRONMENT } from "./find-program.ts";
 import { runProgram } from "./run-program.ts";
 
 /**
@@ -10,10 +8,6 @@ import { runProgram } from "./run-program.ts";
  * down, and one that hangs keeps it from ever closing.
  */
 const PATIENCE: Millis = 60_000;
-/** Until a monitor that was started sees everything. */
-const MONITOR_SETTLE: Millis = 500;
-/** Before one that ended is started again. */
-const MONITOR_PAUSE: Millis = 500;
 
 export interface Nft {
   /**
@@ -49,53 +43,17 @@ export function nftProgram(command: readonly [string, ...string[]] = ["nft"]): N
       return Number(/packets (\d+)/.exec(text)?.[1] ?? 0);
     },
     watchRemovals(removed) {
-      const monitor = new NftMonitor(command, removed);
+      const told = "delete table ";
+      const monitor = new ProgramMonitor({
+        command: [...command, "monitor", "destroy", "tables"],
+        line: (line) => {
+          if (line.startsWith(told)) removed(line.slice(told.length).trim());
+        },
+        settled: () => removed(undefined),
+      });
       return () => monitor.close();
     },
   };
-}
-
-/** `nft monitor`, again and again until it is closed: what nobody tells of lets everything in. Does not hold the process. */
-class NftMonitor {
-  readonly #command: readonly string[];
-  readonly #removed: (table: string | undefined) => void;
-  #child: ChildProcess | undefined;
-  #timer: NodeJS.Timeout | undefined;
-  #ended = false;
-
-  constructor(command: readonly string[], removed: (table: string | undefined) => void) {
-    this.#command = [...command, "monitor", "destroy", "tables"];
-    this.#removed = removed;
-    void this.#start();
-  }
-
-  close(): void {
-    this.#ended = true;
-    clearTimeout(this.#timer);
-    this.#child?.kill("SIGKILL");
-  }
-
-  async #start(): Promise<void> {
-    const [program, ...args] = [...(await commandThatEndsWithUs("KILL")), ...this.#command];
-    if (this.#ended) return;
-    const child = spawn(program!, args, { stdio: ["ignore", "pipe", "ignore"], env: PROGRAM_ENVIRONMENT });
-    this.#child = child;
-    child.on("error", () => {});
-    // It does not end by itself: somebody ended it, or it saw more than it could take.
-    child.on("close", () => this.#later(MONITOR_PAUSE, () => void this.#start()));
-    createInterface({ input: child.stdout }).on("line", (line) => {
-      if (!this.#ended && line.startsWith("delete table ")) this.#removed(line.slice("delete table ".length).trim());
-    });
-    child.unref();
-    // A pipe is a socket, whatever its type says.
-    (child.stdout as unknown as { unref(): void }).unref();
-    this.#later(MONITOR_SETTLE, () => this.#removed(undefined));
-  }
-
-  #later(pause: Millis, call: () => void): void {
-    clearTimeout(this.#timer);
-    if (!this.#ended) this.#timer = setTimeout(call, pause).unref();
-  }
 }
 
 function refusal(reason: string): ExternalDeviceError {

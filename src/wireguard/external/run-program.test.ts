@@ -3,7 +3,8 @@ import { mkdirSync, mkdtempDisposableSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { test } from "node:test";
-import { needProgram, PROGRAM_PATH } from "./find-program.ts";
+import { PROGRAM_PATH } from "#net/find-program.ts";
+import { needProgram } from "./need-program.ts";
 import { type ProgramCall, type ProgramResult, runProgram, secretPath } from "./run-program.ts";
 
 const sh = (script: string, call: Partial<ProgramCall> = {}): Promise<ProgramResult> =>

@@ -1,8 +1,9 @@
 import { spawn } from "node:child_process";
 import { closeSync } from "node:fs";
 import type { Millis } from "#base/time.ts";
+import { PROGRAM_ENVIRONMENT } from "#net/find-program.ts";
 import { ExternalDeviceError } from "./external-error.ts";
-import { needProgram, PROGRAM_ENVIRONMENT } from "./find-program.ts";
+import { needProgram } from "./need-program.ts";
 import { withoutKeys } from "./program-log.ts";
 import { openSecretFile } from "./secret-file.ts";
 

@@ -2,9 +2,9 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Millis } from "#base/time.ts";
+import { commandThatEndsWithUs, PROGRAM_ENVIRONMENT } from "#net/find-program.ts";
 import { MARK_VARIABLE } from "./device-mark.ts";
 import { ExternalDeviceError } from "./external-error.ts";
-import { commandThatEndsWithUs, PROGRAM_ENVIRONMENT } from "./find-program.ts";
 import { ProgramLog } from "./program-log.ts";
 import { isServed } from "./uapi-connection.ts";
 
@@ -36,8 +36,8 @@ export class WireguardGoProcess {
   private constructor(child: ChildProcess, output: ProgramLog) {
     this.#child = child;
     for (const [name, stream] of [["stdout", child.stdout] as const, ["stderr", child.stderr] as const]) {
-      stream!.setEncoding("utf8");
-      stream!.on("data", (text: string) => output.push(name, text));
+      // A system without descriptors makes none, and says so by `error`.
+      stream?.setEncoding("utf8").on("data", (text: string) => output.push(name, text));
     }
     this.ended = new Promise((resolve) => {
       const end = (how: string): void => {

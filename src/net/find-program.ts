@@ -1,8 +1,7 @@
 import { execFile } from "node:child_process";
-import { accessSync, constants, existsSync, statSync } from "node:fs";
+import { accessSync, constants, statSync } from "node:fs";
 import { delimiter, isAbsolute, join } from "node:path";
 import { promisify } from "node:util";
-import { ExternalDeviceError } from "./external-error.ts";
 
 const run = promisify(execFile);
 
@@ -14,7 +13,7 @@ export const PROGRAM_ENVIRONMENT: Readonly<Record<string, string>> = { PATH: PRO
 
 /** The whole path of a program with this name or path that this user may run, or undefined: there is none. */
 export function findProgram(name: string): string | undefined {
-  return candidates(name).find((path) => {
+  return programPaths(name).find((path) => {
     try {
       accessSync(path, constants.X_OK);
       return statSync(path).isFile();
@@ -24,16 +23,8 @@ export function findProgram(name: string): string | undefined {
   });
 }
 
-/** Throws ExternalDeviceError `program-missing`, also for one that this user may not run. */
-export function needProgram(name: string, debianPackage: string): string {
-  const path = findProgram(name);
-  if (path !== undefined) return path;
-  const unusable = candidates(name).find((path) => existsSync(path));
-  const problem = unusable === undefined ? `${name} is not installed` : `${unusable} may not be run`;
-  throw new ExternalDeviceError("program-missing", `the program ${problem} (Debian package ${debianPackage})`);
-}
-
-function candidates(name: string): readonly string[] {
+/** Where a program with this name or path would be found, in this order. */
+export function programPaths(name: string): readonly string[] {
   return isAbsolute(name) ? [name] : PROGRAM_PATH.split(delimiter).map((folder) => join(folder, name));
 }
 
