@@ -1,6 +1,6 @@
-import { type ChildProcess, spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import type { Millis } from "#base/time.ts";
+import { ProgramMonitor } from "./program-monitor.ts";
 
 /** After the kernel's last word on a change: an address comes with its routes, one after the other. */
 const SETTLE: Millis = 30;
@@ -13,19 +13,17 @@ export interface NetworkChanges {
 }
 
 /**
- * Calls `changed` shortly after addresses or routes changed, as rtnetlink tells it to `ip monitor`. The program ends with
- * this process, however that ends. Without iproute2 nothing is told: whoever needs to know looks now and then anyway.
+ * Calls `changed` shortly after addresses or routes changed, as rtnetlink tells it to `ip monitor`. Without iproute2 nothing is
+ * told: whoever needs to know looks now and then anyway.
  */
 export function watchNetworkChanges(changed: () => void): NetworkChanges {
-  const monitor = ["ip", "-o", "monitor", "address", "route"];
-  let closed = false;
-  let child: ChildProcess;
   let timer: NodeJS.Timeout | undefined;
   let firstAt: Millis | undefined;
+  let mayHaveMissed = false;
 
   const tell = (): void => {
     firstAt = undefined;
-    if (!closed) changed();
+    changed();
   };
   const note = (): void => {
     const now = performance.now();
@@ -34,24 +32,21 @@ export function watchNetworkChanges(changed: () => void): NetworkChanges {
     timer = setTimeout(tell, Math.max(0, Math.min(SETTLE, firstAt + SETTLE_AT_MOST - now)));
     timer.unref();
   };
-  const start = ([command, ...args]: readonly string[], instead: readonly string[] | undefined): void => {
-    // It lives as long as we do, and our environment may hold a setup key.
-    const env = { PATH: process.env.PATH };
-    child = spawn(command!, args, { stdio: ["ignore", "pipe", "ignore"], env });
-    child.on("error", () => {
-      if (instead && !closed) start(instead, undefined);
-    });
-    child.stdout!.on("data", note);
-    child.unref();
-    // A pipe is a socket, whatever its type says.
-    (child.stdout as unknown as { unref(): void }).unref();
-  };
-  start(["setpriv", "--pdeathsig", "KILL", ...monitor], monitor);
+  const monitor = new ProgramMonitor({
+    command: ["ip", "-o", "monitor", "address", "route"],
+    line: note,
+    ended() {
+      mayHaveMissed = true;
+    },
+    settled() {
+      if (mayHaveMissed) note();
+      mayHaveMissed = false;
+    },
+  });
   return {
     close() {
-      closed = true;
+      monitor.close();
       clearTimeout(timer);
-      child.kill("SIGKILL");
     },
   };
 }
