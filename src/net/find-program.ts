@@ -1,5 +1,5 @@
 import { execFile } from "node:child_process";
-import { accessSync, constants, statSync } from "node:fs";
+import { accessSync, constants, existsSync, statSync } from "node:fs";
 import { delimiter, isAbsolute, join } from "node:path";
 import { promisify } from "node:util";
 
@@ -23,8 +23,14 @@ export function findProgram(name: string): string | undefined {
   });
 }
 
-/** Where a program with this name or path would be found, in this order. */
-export function programPaths(name: string): readonly string[] {
+/** Why `findProgram` does not find it, for a message. */
+export function describeMissing(name: string, debianPackage: string): string {
+  const unusable = programPaths(name).find((path) => existsSync(path));
+  const problem = unusable === undefined ? `${name} is not installed` : `${unusable} may not be run`;
+  return `the program ${problem} (Debian package ${debianPackage})`;
+}
+
+function programPaths(name: string): readonly string[] {
   return isAbsolute(name) ? [name] : PROGRAM_PATH.split(delimiter).map((folder) => join(folder, name));
 }
 

@@ -135,3 +135,14 @@ test("another interface of the same name gets everything that the earlier one ha
   assert.match(after, /10\.1\.0\.0\/16/);
   assert.equal(after, before);
 });
+
+test("where no descriptor is left for `ip` that is the interface's error, and not the end of the process", () => {
+  const code = `${prelude}
+    import { openSync } from "node:fs";
+    try { for (;;) openSync("/dev/null"); } catch {}
+    await tunnel.apply([], []).catch(({ code, message }) => console.log(code, message));`;
+  const limited = 'ulimit -n 100; exec "$0" --input-type=module-typescript -e "$1"';
+  const options = { cwd: import.meta.dirname, encoding: "utf8" } as const;
+  const out = execFileSync("sh", ["-c", limited, process.execPath, code], options);
+  assert.match(out, /^interface cannot configure the interface: .*EMFILE\n$/);
+});

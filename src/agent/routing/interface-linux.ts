@@ -1,5 +1,6 @@
 import { spawn } from "node:child_process";
 import { formatPrefix, isV6, maskPrefix, type Prefix } from "#base/ip.ts";
+import { describeMissing, findProgram, PROGRAM_ENVIRONMENT } from "#net/find-program.ts";
 import { AgentError } from "../errors.ts";
 
 /**
@@ -106,18 +107,22 @@ interface Failure {
 function run(lines: readonly string[]): Promise<Failure[]> {
   if (lines.length === 0) return Promise.resolve([]);
   return new Promise((resolve, reject) => {
-    const child = spawn("ip", ["-force", "-batch", "-"], { stdio: ["pipe", "ignore", "pipe"] });
+    const fail = (reason: string, cause?: Error): void =>
+      reject(new AgentError("interface", `cannot configure the interface: ${reason}`, { cause }));
+    const path = findProgram("ip");
+    if (path === undefined) return fail(describeMissing("ip", "iproute2"));
+    const child = spawn(path, ["-force", "-batch", "-"], {
+      stdio: ["pipe", "ignore", "pipe"],
+      env: PROGRAM_ENVIRONMENT,
+    });
     let errors = "";
-    child.stderr.setEncoding("utf8").on("data", (text: string) => {
+    child.on("error", (cause) => fail(cause.message, cause));
+    child.on("close", () => resolve(parseFailures(errors, lines)));
+    // A system without descriptors makes neither, and says so by `error`.
+    child.stderr?.setEncoding("utf8").on("data", (text: string) => {
       errors += text;
     });
-    child.on("error", (cause: NodeJS.ErrnoException) => {
-      const reason = cause.code === "ENOENT" ? "the command `ip` is missing (Debian: iproute2)" : cause.message;
-      reject(new AgentError("interface", `cannot configure the interface: ${reason}`, { cause }));
-    });
-    child.on("close", () => resolve(parseFailures(errors, lines)));
-    child.stdin.on("error", () => {});
-    child.stdin.end(`${lines.join("\n")}\n`);
+    child.stdin?.on("error", () => {}).end(`${lines.join("\n")}\n`);
   });
 }
 
