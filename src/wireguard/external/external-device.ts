@@ -15,7 +15,8 @@ import { DeviceTeller } from "./device-teller.ts";
 import { type ExternalPeer, statsOf, useOf } from "./external-peer.ts";
 import { InitiatorCheck, type InitiatorVerdict } from "./initiator-check.ts";
 import type { Backend, DeviceReading, LocalEnds, PacketRules, SharedPort } from "./parts.ts";
-import { beginAnew, endUse, PeerDriver } from "./peer-driver.ts";
+import { endUse, PeerDriver } from "./peer-driver.ts";
+import { beginAnew } from "./peer-handshakes.ts";
 import { type ReadingTime, takeReading } from "./peer-reading.ts";
 import { ReadingLoop } from "./reading-loop.ts";
 
@@ -117,6 +118,7 @@ export class ExternalDevice implements WireGuardDevice {
     });
     this.#driver = new PeerDriver({
       ...parts,
+      ownKey: this.publicKey,
       clock: deps.clock,
       events: this.events,
       teller: this.#teller,
@@ -240,8 +242,7 @@ export class ExternalDevice implements WireGuardDevice {
       return false;
     }
     this.#driver.noteInitiation(peer, { kind: "relay" });
-    // Both ends agree about the order of their keys.
-    if (!this.#driver.insists(peer, this.publicKey > peer.key)) return true;
+    if (!this.#driver.insists(peer)) return true;
     this.#count("drop-handshake-crossed");
     // The device did not see it: the peer may send it again.
     this.#check.forget(peer.key);

@@ -48,6 +48,8 @@ export interface PeerUse {
   adopted: PacketSource | undefined;
   /** Where it was heard while asleep; adopted when it wakes. */
   heard: PacketSource | undefined;
+  /** The direct way that it had when it fell asleep; worth one response. */
+  knownDirect: { readonly endpoint: Endpoint; readonly until: Millis } | undefined;
   /** Paths of the last `initiate`, for initiations that the device makes while there is no other. */
   initiatePaths: readonly DevicePath[];
   /** A wake was reported in this sleep. */
@@ -73,6 +75,8 @@ export interface PeerUse {
   question: Question | undefined;
   /** When the peer sent an initiation of its own. */
   calledAt: Millis;
+  /** When the device took that while one of ours waited for its answer; undefined: it did not, or one came to something. */
+  crossedAt: Millis | undefined;
   /** When it had a handshake in its sleep, which is told when it is awake. */
   provenAsleepAt: Millis;
   /** When data of it came over the relay, authentic or not. */
@@ -121,6 +125,7 @@ export function useOf(peer: ExternalPeer): PeerUse {
     path: NO_PATH,
     adopted: undefined,
     heard: undefined,
+    knownDirect: undefined,
     initiatePaths: NO_PATHS,
     woken: false,
     asleepSince: Number.NEGATIVE_INFINITY,
@@ -134,6 +139,7 @@ export function useOf(peer: ExternalPeer): PeerUse {
     askedAt: Number.NEGATIVE_INFINITY,
     question: undefined,
     calledAt: Number.NEGATIVE_INFINITY,
+    crossedAt: undefined,
     provenAsleepAt: Number.NEGATIVE_INFINITY,
     relayedDataAt: Number.NEGATIVE_INFINITY,
     tryingSince: undefined,

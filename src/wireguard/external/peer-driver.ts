@@ -1,16 +1,13 @@
 import type { Emitter } from "#base/emitter.ts";
-import type { Endpoint } from "#base/ip.ts";
+import type { PublicKey } from "#base/keys.ts";
 import type { Clock, Millis } from "#base/time.ts";
 import { KEEPALIVE_TIMEOUT, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, REKEY_TIMEOUT_JITTER } from "../constants.ts";
 import type { DeviceEvents, DevicePath, PacketSource, WakeCause } from "../device.ts";
-import { TRANSIENT_ERRORS } from "../device-error.ts";
 import { samePath } from "../device-path.ts";
 import { MessageType, MIN_TRANSPORT_BYTES } from "../messages.ts";
-import type { DeviceTeller, Prompt } from "./device-teller.ts";
+import type { DeviceTeller } from "./device-teller.ts";
 import {
   type ExternalPeer,
-  FIRST_RETURN_PAUSE,
-  freshInitiation,
   hasSession,
   isRepetition,
   NO_PATH,
@@ -19,10 +16,14 @@ import {
   useOf,
 } from "./external-peer.ts";
 import type { LocalEnds, SharedPort } from "./parts.ts";
-import { forgetLife, type ReadingFacts, type ReadingTime } from "./peer-reading.ts";
+import { endQuestion, isAwaited, PeerHandshakes } from "./peer-handshakes.ts";
+import { PeerPaths } from "./peer-paths.ts";
+import type { ReadingFacts, ReadingTime } from "./peer-reading.ts";
 import type { ReadingLoop } from "./reading-loop.ts";
 
 export interface PeerDriverDeps {
+  /** Of the device. */
+  readonly ownKey: PublicKey;
   readonly clock: Clock;
   readonly events: Emitter<DeviceEvents>;
   readonly teller: DeviceTeller;
@@ -38,12 +39,6 @@ export interface PeerDriverDeps {
 
 /** Data that nothing authenticated answers for this long: `silent`. */
 const SILENCE: Millis = 400;
-/** A peer with a session that is asked for a handshake has to be heard within this time, or begins anew. */
-const QUESTION_PATIENCE: Millis = 500;
-/** Or when it is asked again after this, by a caller that knows how long an answer takes: an embedded device has ended the session. */
-const QUESTION_AGAIN: Millis = 100;
-/** An initiation younger than this is worth sending again as it is over a path that came up meanwhile. */
-const WORTH_REPEATING: Millis = 1_000;
 /** The device ends sessions a little earlier than the reading that showed their handshake lets us think. */
 const SESSION_MARGIN: Millis = 5_000;
 /** A device begins a handshake so long after data that nothing answered. */
@@ -52,11 +47,8 @@ const NEW_HANDSHAKE_TIME: Millis = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + 2 * REKEY
 const SETTLING: Millis = 5_000;
 /** A handshake that woke a peer proves it when it is awake so soon after. */
 const PROOF_KEPT: Millis = 5_000;
-/** An initiation of ours goes on before one of the peer for so long, or steps back: there and back through a slow relay. */
-const CROSSING: Millis = 1_000;
 /** A direct peer whose initiation was to be caught is direct again after this. */
 const LONGEST_DETOUR: Millis = 2_000;
-const LONGEST_RETURN_PAUSE: Millis = 1_000;
 
 /**
  * What happens to each peer of an external device. What the device sends to a sleeping or relayed peer comes to us by the
@@ -67,15 +59,17 @@ const LONGEST_RETURN_PAUSE: Millis = 1_000;
  *   path relay   the same: `relay-out`
  *   path udp     the device sends by itself
  *
- * A handshake on demand is a copy of the initiation that the device made last, which stays good for 5 s, or a keepalive that
- * makes the device begin one. A device with a session makes none: whatever it hears from the peer then is the proof, and if
- * it hears nothing, it is made to forget the peer and begins anew.
+ * Where packets go is PeerPaths', handshakes that somebody wants are PeerHandshakes'.
  */
 export class PeerDriver {
   readonly #deps: PeerDriverDeps;
+  readonly #paths: PeerPaths;
+  readonly #handshakes: PeerHandshakes;
 
   constructor(deps: PeerDriverDeps) {
     this.#deps = deps;
+    this.#paths = new PeerPaths(deps);
+    this.#handshakes = new PeerHandshakes({ ...deps, paths: this.#paths });
   }
 
   // Modes
@@ -91,11 +85,12 @@ export class PeerDriver {
     use.heard = undefined;
     use.hinted = undefined;
     use.initiatePaths = NO_PATHS;
+    use.crossedAt = undefined;
     use.unansweredSince = undefined;
     use.detour = false;
     this.#deps.watch(peer);
     if (mode === "asleep") return this.#fallAsleep(peer, use, path);
-    if (heard) this.#adopt(peer, use, heard);
+    if (heard) this.#paths.adopt(peer, use, heard);
     if (this.#deps.clock.now() - use.provenAsleepAt < PROOF_KEPT) this.#deps.readings.look();
   }
 
@@ -103,6 +98,7 @@ export class PeerDriver {
     const now = this.#deps.clock.now();
     use.asleepSince = now;
     use.provenAsleepAt = Number.NEGATIVE_INFINITY;
+    this.#paths.remember(use, path);
     this.#deps.teller.keepalive(peer, 0);
     // A handshake that goes unanswered would go on for 90 s and be taken for a wish to talk.
     const isTrying = use.initiation !== undefined || use.tryingSince !== undefined;
@@ -130,115 +126,17 @@ export class PeerDriver {
     use.tryingSince = undefined;
   }
 
-  // Paths
+  // Paths and handshakes on demand, of an awake peer
 
-  /** Of an awake peer. */
   setPath(peer: ExternalPeer, path: DevicePath): void {
     const use = useOf(peer);
-    const before = use.path;
-    use.path = path;
-    const { adopted } = use;
-    if (path.kind !== "none") use.adopted = undefined;
-    if (!samePath(before, path)) {
-      use.hinted = undefined;
-      use.detour = false;
-      use.returnTimer?.cancel();
-      use.returnTimer = undefined;
-      use.returnPause = FIRST_RETURN_PAUSE;
-      if (path.kind === "udp") this.#deps.teller.endpoint(peer, path.endpoint);
-      else if (use.told !== "local") this.#deps.teller.endpoint(peer, "local");
-    }
-    if (path.kind === "none") return;
-    for (const datagram of use.held.take()) this.#send(peer, path, datagram);
-    const initiation = freshInitiation(use, this.#deps.clock.now());
-    if (!initiation || initiation.sentOver.some((sent) => samePath(sent, path))) return;
-    const isFirst = before.kind === "none" && !adopted && initiation.byUser;
-    const { sentAt } = initiation;
-    const isUnderWay = sentAt !== undefined && this.#deps.clock.now() - sentAt < WORTH_REPEATING;
-    if (isFirst || isUnderWay) this.#sendCopies(peer, use, [path]);
+    const wasNone = use.path.kind === "none" && !use.adopted;
+    this.#paths.choose(peer, use, path);
+    if (path.kind !== "none") this.#handshakes.repeatOver(peer, use, path, wasNone);
   }
 
-  /** Sends what the device gave us for the peer, and is not meant to be seen. */
-  #send(peer: ExternalPeer, path: DevicePath, datagram: Uint8Array): void {
-    switch (path.kind) {
-      case "relay":
-        this.#deps.events.emit("relay-out", { key: peer.key, datagram });
-        return;
-      case "udp": {
-        const { endpoint } = path;
-        const code = this.#deps.sharedPort.send(datagram, endpoint);
-        if (code !== undefined && !TRANSIENT_ERRORS.has(code))
-          this.#deps.events.emit("path-error", { key: peer.key, endpoint, code });
-        return;
-      }
-      case "none":
-        this.#deps.count("drop-staged-bytes", useOf(peer).held.push(datagram));
-    }
-  }
-
-  /** Where a handshake or data just worked is good enough for data until the caller chooses. */
-  #adopt(peer: ExternalPeer, use: PeerUse, source: PacketSource): void {
-    if (peer.mode === "asleep") {
-      use.heard = source;
-      return;
-    }
-    if (use.path.kind !== "none" || (use.adopted && samePath(use.adopted, source))) return;
-    use.adopted = source;
-    for (const datagram of use.held.take()) this.#send(peer, source, datagram);
-    this.#hint(peer, use, source);
-  }
-
-  #hint(peer: ExternalPeer, use: PeerUse, source: PacketSource): void {
-    if (peer.mode !== "awake" || samePath(use.path, source)) return;
-    use.hinted = source;
-    this.#deps.events.emit("path-hint", { key: peer.key, source });
-  }
-
-  // Handshakes on demand
-
-  /** Of an awake peer. */
   initiate(peer: ExternalPeer, paths: readonly DevicePath[]): void {
-    const use = useOf(peer);
-    const now = this.#deps.clock.now();
-    use.initiatePaths = worthwhilePaths(use, paths);
-    use.tryingSince ??= now;
-    if (freshInitiation(use, now)) this.#sendCopies(peer, use, use.initiatePaths);
-    else if (!use.question) this.#askForInitiation(peer, use, now);
-    else if (now - use.question.since >= QUESTION_AGAIN) this.#beginAnew(peer, use, now);
-  }
-
-  #askForInitiation(peer: ExternalPeer, use: PeerUse, now: Millis): void {
-    const prompt = promptOf(use);
-    use.askedAt = now;
-    use.detour = use.path.kind === "udp" && !prompt.direct;
-    this.#deps.teller.prompt(peer, prompt);
-    this.#deps.readings.look();
-    if (!hasSession(use, now)) return;
-    const { clock } = this.#deps;
-    const timer = clock.after(QUESTION_PATIENCE, () => this.#beginAnew(peer, use, clock.now()));
-    use.question = { since: now, timer };
-  }
-
-  /** The device forgets the session that nobody answered in, and makes an initiation. */
-  #beginAnew(peer: ExternalPeer, use: PeerUse, now: Millis): void {
-    const prompt = promptOf(use);
-    endQuestion(use);
-    use.askedAt = now;
-    use.detour = use.path.kind === "udp" && !prompt.direct;
-    this.#deps.count("sessions-begun-anew");
-    this.#deps.teller.reset(peer, prompt);
-    this.#deps.readings.look();
-  }
-
-  #sendCopies(peer: ExternalPeer, use: PeerUse, paths: readonly DevicePath[]): void {
-    const { initiation } = use;
-    const now = this.#deps.clock.now();
-    if (!initiation || paths.length === 0) return;
-    use.tryingSince ??= now;
-    const sentOver = [...initiation.sentOver, ...paths.filter((path) => !initiation.sentOver.includes(path))];
-    use.initiation = { ...initiation, sentOver, sentAt: initiation.sentAt ?? now };
-    for (const path of paths) this.#send(peer, path, initiation.message);
-    this.#deps.count("initiation-copies-sent", paths.length);
+    this.#handshakes.initiate(peer, paths);
   }
 
   // What the device sends to a peer's local end
@@ -249,28 +147,21 @@ export class PeerDriver {
       case MessageType.initiation:
         return this.#takeInitiation(peer, use, datagram);
       case MessageType.response:
+        // It answers what came by the relay: everything else comes to the device directly, and so does its answer.
+        return this.#paths.respond(peer, use, datagram);
       case MessageType.cookieReply:
-        // They answer what came by the relay: everything else comes to the device directly, and so does its answer.
-        return this.#send(peer, { kind: "relay" }, datagram);
+        return this.#paths.send(peer, { kind: "relay" }, datagram);
       case MessageType.transport:
         return this.#takeData(peer, use, datagram);
     }
   }
 
   #takeInitiation(peer: ExternalPeer, use: PeerUse, message: Uint8Array): void {
-    const now = this.#deps.clock.now();
-    const isAsked = now - use.askedAt < WORTH_REPEATING;
-    const byUser = isRepetition(use, now) ? use.initiation!.byUser : !isAsked;
-    const isOfTimer = peer.mode === "asleep" && isOfDeviceTimer(use, now);
-    use.initiation = { message, at: now, byUser: byUser && !isOfTimer, sentOver: NO_PATHS, sentAt: undefined };
+    const isOfTimer = peer.mode === "asleep" && isOfDeviceTimer(use, this.#deps.clock.now());
+    this.#handshakes.capture(peer, use, message, isOfTimer);
     // With a session, packets come as data first: this is the device wondering why nothing answered before the sleep.
-    if (isOfTimer) return this.#deps.count("initiations-of-timers");
-    if (peer.mode === "asleep") return this.#wake(peer, use, { kind: "activity" });
-    use.tryingSince ??= now;
-    const { path, adopted, initiatePaths } = use;
-    const chosen = path.kind !== "none" ? [path] : adopted ? [adopted] : [];
-    this.#sendCopies(peer, use, isAsked || chosen.length === 0 ? initiatePaths : chosen);
-    if (use.detour && path.kind === "udp") this.#returnToPath(peer, use, path.endpoint);
+    if (isOfTimer) this.#deps.count("initiations-of-timers");
+    else this.#wake(peer, use, { kind: "activity" });
   }
 
   #takeData(peer: ExternalPeer, use: PeerUse, datagram: Uint8Array): void {
@@ -278,12 +169,12 @@ export class PeerDriver {
     if (!isKeepalive) use.lastDataTx = this.#deps.clock.now();
     if (peer.mode === "awake") {
       const path = use.path.kind === "none" ? (use.adopted ?? NO_PATH) : use.path;
-      if (path.kind !== "none" || !isKeepalive) this.#send(peer, path, datagram);
+      if (path.kind !== "none" || !isKeepalive) this.#paths.send(peer, path, datagram);
       return;
     }
     if (isKeepalive) return;
     use.wantedData = true;
-    this.#send(peer, NO_PATH, datagram);
+    this.#paths.send(peer, NO_PATH, datagram);
     this.#wake(peer, use, { kind: "activity" });
   }
 
@@ -309,48 +200,28 @@ export class PeerDriver {
     if (isAsleep) watch(peer);
     // Whether it was authentic a reading tells, where that matters.
     if (!isData || isAsleep || isAwaited(use, now)) readings.look();
-    if (use.path.kind === "udp") this.#returnSoon(peer, use);
+    if (use.path.kind === "udp") this.#paths.returnSoon(peer, use);
   }
 
   /** The peer itself sent an initiation, which the device has or gets as well. */
   noteInitiation(peer: ExternalPeer, source: PacketSource): void {
     const use = useOf(peer);
     use.calledAt = this.#deps.clock.now();
-    this.#adopt(peer, use, source);
+    this.#paths.adopt(peer, use, source);
     this.#wake(peer, use, { kind: "handshake", source });
-    this.#hint(peer, use, source);
-    // The device took it, and forgot its own.
-    if (source.kind === "udp") use.initiation = undefined;
+    this.#paths.hint(peer, use, source);
+    if (source.kind === "udp") this.#handshakes.stepBack(use);
     this.#deps.readings.look();
   }
 
-  /**
-   * Whether the peer's initiation, which came by the relay, is to be kept from the device, because ours is on its way. A device that
-   * takes an initiation forgets its own; where two do that with each other's, neither answer is worth anything, and both wait
-   * for 5 s. So the senior end goes on and the other one steps back.
-   */
-  insists(peer: ExternalPeer, isSenior: boolean): boolean {
-    const use = useOf(peer);
-    const now = this.#deps.clock.now();
-    const sentAt = use.initiation?.sentAt;
-    if (isSenior && sentAt !== undefined && now - sentAt < CROSSING) return true;
-    use.initiation = undefined;
-    return false;
+  /** Whether the peer's initiation, which came by the relay, is to be kept from the device. */
+  insists(peer: ExternalPeer): boolean {
+    return this.#handshakes.insists(peer, this.#isSenior(peer));
   }
 
-  /** Data that the relay brings makes the device send its answers to the local end: soon it goes back to its path. */
-  #returnSoon(peer: ExternalPeer, use: PeerUse): void {
-    if (use.returnTimer || use.detour) return;
-    use.returnTimer = this.#deps.clock.after(use.returnPause, () => {
-      use.returnTimer = undefined;
-      use.returnPause = Math.min(LONGEST_RETURN_PAUSE, use.returnPause * 2);
-      if (use.path.kind === "udp") this.#returnToPath(peer, use, use.path.endpoint);
-    });
-  }
-
-  #returnToPath(peer: ExternalPeer, use: PeerUse, endpoint: Endpoint): void {
-    use.detour = false;
-    this.#deps.teller.endpoint(peer, endpoint);
+  /** Both ends agree about the order of their keys. */
+  #isSenior({ key }: ExternalPeer): boolean {
+    return this.#deps.ownKey > key;
   }
 
   // What readings say
@@ -369,7 +240,7 @@ export class PeerDriver {
     // What the reading before did not know may have come before the sleep.
     const isSince = since >= use.asleepSince || use.relayedDataAt >= use.asleepSince;
     if (isSince && (handshake || activity.rxData)) {
-      this.#adopt(peer, use, source);
+      this.#paths.adopt(peer, use, source);
       this.#wake(peer, use, { kind: handshake ? "handshake" : "data", source });
     }
     if (peer.mode !== "asleep" || use.woken) return;
@@ -381,10 +252,11 @@ export class PeerDriver {
   #judgeAwake(peer: ExternalPeer, use: PeerUse, facts: ReadingFacts, time: ReadingTime): void {
     const { activity, handshake, source } = facts;
     const isAnswer = use.question !== undefined && activity.rx && time.start > use.question.since;
-    if (source && activity.rx) this.#adopt(peer, use, source);
+    if (source && activity.rx) this.#paths.adopt(peer, use, source);
     const wasProven = time.now - use.provenAsleepAt < PROOF_KEPT;
     if (handshake) this.#deps.count("handshake-completed");
     if (handshake || isAnswer || wasProven) this.#establish(peer, use, source ?? { kind: "relay" });
+    else this.#handshakes.resolveCrossing(peer, use, this.#isSenior(peer), time.start);
     const { now } = time;
     if (peer.mode === "awake") this.#judgePath(peer, use, facts, now);
     if (peer.mode === "awake") this.#judgeSilence(peer, use, facts, now);
@@ -403,7 +275,7 @@ export class PeerDriver {
     if (now - unansweredSince < SILENCE) return this.#deps.readings.want(unansweredSince + SILENCE);
     use.unansweredSince = undefined;
     // Where it roamed to is worth no more than the path.
-    if (strayed && path.kind === "udp") this.#returnToPath(peer, use, path.endpoint);
+    if (strayed && path.kind === "udp") this.#paths.returnTo(peer, use, path.endpoint);
     this.#deps.events.emit("silent", { key: peer.key });
   }
 
@@ -413,6 +285,7 @@ export class PeerDriver {
     use.provenAsleepAt = Number.NEGATIVE_INFINITY;
     use.initiation = undefined;
     use.tryingSince = undefined;
+    use.crossedAt = undefined;
     use.calledAt = Number.NEGATIVE_INFINITY;
     use.initiatePaths = NO_PATHS;
     this.#deps.teller.keepalive(peer, peer.keepalive);
@@ -425,15 +298,16 @@ export class PeerDriver {
     const { path } = use;
     // No initiation came of it: the device made one lately, which went directly.
     if (use.detour && path.kind === "udp" && now - use.askedAt >= LONGEST_DETOUR)
-      return this.#returnToPath(peer, use, path.endpoint);
-    if (path.kind === "udp" && activity.rx && use.relayedDataAt >= since) this.#hint(peer, use, { kind: "relay" });
+      return this.#paths.returnTo(peer, use, path.endpoint);
+    if (path.kind === "udp" && activity.rx && use.relayedDataAt >= since)
+      this.#paths.hint(peer, use, { kind: "relay" });
     if (!source || !strayed || use.detour || path.kind === "none") return;
     if (source.kind === "udp" && (activity.rx || !use.hinted || !samePath(use.hinted, source)))
-      this.#hint(peer, use, source);
+      this.#paths.hint(peer, use, source);
     if (use.path !== path || peer.mode !== "awake") return;
     // From a direct path to another it is right more often than we are: an address of the peer changed.
     if (path.kind === "relay") this.#deps.teller.endpoint(peer, "local");
-    else if (source.kind === "relay" && !use.returnTimer) this.#returnToPath(peer, use, path.endpoint);
+    else if (source.kind === "relay" && !use.returnTimer) this.#paths.returnTo(peer, use, path.endpoint);
   }
 }
 
@@ -444,44 +318,6 @@ export class PeerDriver {
 function isOfDeviceTimer(use: PeerUse, now: Millis): boolean {
   if (use.wantedData || !hasSession(use, now + SESSION_MARGIN)) return false;
   return now - use.asleepSince < NEW_HANDSHAKE_TIME || (isRepetition(use, now) && !use.initiation!.byUser);
-}
-
-/** A handshake is under way, or was called for: what comes next may be its proof. */
-function isAwaited(use: PeerUse, now: Millis): boolean {
-  return use.tryingSince !== undefined || now - use.calledAt < REKEY_TIMEOUT;
-}
-
-/** Whether the device may send its initiation by itself, or it is to be caught. */
-function promptOf({ path, initiatePaths }: PeerUse): Prompt {
-  return { direct: path.kind === "udp" && initiatePaths.every((each) => samePath(each, path)) };
-}
-
-/**
- * A path that nobody chose may work one way only. The answer would be lost then, and the same message over the relay, coming
- * later, refused as a replay: the device has no other for 5 s.
- */
-function worthwhilePaths({ path }: PeerUse, paths: readonly DevicePath[]): readonly DevicePath[] {
-  const hasRelay = paths.some(({ kind }) => kind === "relay");
-  return paths.filter((each) => each.kind === "relay" || (each.kind === "udp" && (!hasRelay || samePath(each, path))));
-}
-
-/** The device is another one: what it is to be told of the peer, and what it will do then. */
-export function beginAnew(peer: ExternalPeer, use: PeerUse, now: Millis): void {
-  forgetLife(use);
-  endQuestion(use);
-  use.detour = false;
-  use.toldKeepalive = 0;
-  if (peer.mode === "asleep" || (use.path.kind === "none" && !use.adopted)) return;
-  // A device that is told of a keepalive for a new peer begins a handshake with it.
-  use.toldKeepalive = peer.keepalive;
-  use.askedAt = now;
-  use.tryingSince = now;
-  use.initiatePaths = [use.path.kind === "none" ? use.adopted! : use.path];
-}
-
-function endQuestion(use: PeerUse): void {
-  use.question?.timer.cancel();
-  use.question = undefined;
 }
 
 /** Ends what would happen by itself. */

@@ -24,6 +24,8 @@ interface Started {
   readonly key: PublicKey;
 }
 
+/** Message type 4, in hexadecimal digits. */
+const DATA = "04";
 let devices = 0;
 
 /** A device in a process and a network namespace of its own. */
@@ -144,6 +146,14 @@ export class DeviceEnd {
     return Number(/(\d+) received/.exec(output)?.[1] ?? Number.NaN);
   }
 
+  /** Kills what carries the packets; resolves when another carries them. */
+  async restart(): Promise<void> {
+    this.events.length = 0;
+    await this.killProgram();
+    await this.event("worker-restarted");
+    this.setUpLink();
+  }
+
   /** Kills what carries the packets. */
   async killProgram(): Promise<void> {
     if (this.kind === "embedded") return void (await this.call("killWorker"));
@@ -199,6 +209,8 @@ export class DevicePair implements AsyncDisposable {
   readonly b: DeviceEnd;
   /** Datagrams that the relay passed on. */
   relayed = 0;
+  /** Those of them that are data. */
+  relayedData = 0;
   readonly #wire: Wire;
 
   private constructor(wire: Wire, kinds: readonly [DeviceKind, DeviceKind]) {
@@ -208,13 +220,19 @@ export class DevicePair implements AsyncDisposable {
     for (const end of [this.a, this.b]) {
       end.relay = (datagram) => {
         this.relayed++;
+        if (datagram.hex.startsWith(DATA)) this.relayedData++;
         this.other(end).inject(end.started.key, datagram);
       };
     }
   }
 
-  static async start(...kinds: readonly [DeviceKind, DeviceKind]): Promise<DevicePair> {
-    const pair = new DevicePair(Wire.cable(), kinds);
+  static start(...kinds: readonly [DeviceKind, DeviceKind]): Promise<DevicePair> {
+    return DevicePair.over(Wire.cable(), ...kinds);
+  }
+
+  /** At the ends of that wire, which it owns. */
+  static async over(wire: Wire, ...kinds: readonly [DeviceKind, DeviceKind]): Promise<DevicePair> {
+    const pair = new DevicePair(wire, kinds);
     try {
       await Promise.all([pair.a.start(), pair.b.start()]);
       return pair;
@@ -246,6 +264,7 @@ export class DevicePair implements AsyncDisposable {
     await sleep(50);
     for (const end of [this.a, this.b]) end.events.length = 0;
     this.relayed = 0;
+    this.relayedData = 0;
   }
 
   /** Each wakes its peer onto that kind of path when it is called, or has something to say. */

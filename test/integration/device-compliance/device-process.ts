@@ -72,7 +72,10 @@ for (const name of [
 /** What an agent does for the one peer of the pair when it is woken; undefined: nothing. */
 let agent: Agent | undefined;
 const established = new Set<PublicKey>();
-device.events.on("established", ({ key }) => established.add(key));
+device.events.on("established", ({ key, source }) => {
+  established.add(key);
+  if (agent && source.kind === "udp") device.setPath(key, source);
+});
 device.events.on("wake", ({ key, cause }) => {
   if (agent) wake(key, cause.kind === "packet" || cause.kind === "activity");
 });
@@ -97,7 +100,7 @@ function initiate(key: PublicKey, by: Agent): void {
 }
 
 const methods: Record<string, (...args: never[]) => unknown> = {
-  /** An agent of one peer with that address, which takes that path whenever it wakes. */
+  /** An agent of one peer with that address, which takes that path whenever it wakes, or the one that a handshake came by directly. */
   agent: (address: string | null, path: DevicePath) => {
     agent = address === null ? undefined : { address, path };
     return null;
