@@ -39,6 +39,7 @@ export async function examine(deps: DoctorDeps, signal: AbortSignal): Promise<Ag
     nat,
     clock: serverClock,
     forceRelay: settings?.forceRelay ?? false,
+    autoDevice: settings?.device === "auto",
     mayAdminister: canAdministerNetwork(),
     tunProblem: tunProblem(),
     kernel: release(),

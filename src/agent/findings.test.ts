@@ -62,6 +62,7 @@ const HEALTHY: AgentFacts = {
   nat: NAT,
   clock: { aheadMs: -300, uncertaintyMs: 510 },
   forceRelay: false,
+  autoDevice: false,
   mayAdminister: true,
   tunProblem: undefined,
   kernel: "6.1.0",
@@ -171,6 +172,20 @@ const TABLE: readonly (readonly [title: string, Partial<AgentFacts>, Area, Findi
     "device",
     "note",
     /without tun-uso \(kernel 6.1.0\)/,
+  ],
+  [
+    "no kernel for auto",
+    { autoDevice: true },
+    "device",
+    "note",
+    /^--device auto found no .* \(6.1.0\) that can be used/,
+  ],
+  [
+    "the kernel's device for auto",
+    { autoDevice: true, ...status({ device: { kind: "kernel", features: ["linux 6.1.0", "loopback-sockets"] } }) },
+    "device",
+    "ok",
+    /^kernel, UDP port/,
   ],
   ["GSO refused", status({ counters: new Map([["gso-disabled", 1]]) }), "device", "note", /switched off/],
   [

@@ -17,6 +17,8 @@ export interface AgentFacts {
   /** Undefined: the server does not tell its time. */
   readonly clock: ClockReading | undefined;
   readonly forceRelay: boolean;
+  /** The device was left to us: `auto`. */
+  readonly autoDevice: boolean;
   /** May this process configure interfaces; undefined: the system does not tell. */
   readonly mayAdminister: boolean | undefined;
   /** Why TUN devices cannot be made. */
@@ -251,7 +253,7 @@ function examineClock({ clock, wall, status }: AgentFacts): Finding[] {
   return [off > CLOCK_PROBLEM ? problem("clock", text, remedy) : note("clock", text, remedy)];
 }
 
-function examineDevice({ status, kernel }: AgentFacts): Finding[] {
+function examineDevice({ status, kernel, autoDevice }: AgentFacts): Finding[] {
   const { device, wireguardPort, mtu, counters } = status;
   if (!device) return [problem("device", "there is none", "perch down, then perch up")];
   const isOurs = device.kind === "embedded";
@@ -265,6 +267,10 @@ function examineDevice({ status, kernel }: AgentFacts): Finding[] {
   for (const [feature, loss] of isOurs ? Object.entries(FEATURES) : []) {
     if (!device.features.includes(feature))
       findings.push(note("device", `without ${feature} (kernel ${kernel}): ${loss}`, ""));
+  }
+  if (isOurs && autoDevice) {
+    const text = `--device auto found no WireGuard of the kernel (${kernel}) that can be used`;
+    findings.push(note("device", text, "the daemon's log says what it lacks"));
   }
   const restarts = counters.get("worker-restarts") ?? 0;
   if (restarts > 0) {

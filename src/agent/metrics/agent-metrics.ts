@@ -25,14 +25,12 @@ export function agentMetrics(status: AgentStatus, facts: ProcessFacts): Family[]
     [...values].map(([text, value]) => ({ labels: { [label]: text }, value }));
   const drops = [...counters].filter(([name]) => name.startsWith("drop-"));
   const states = Object.entries({ idle: counts.idle, connecting: counts.connecting, connected: counts.connected });
-  const bytes = [
-    ["received", count("rx-bytes")],
-    ["sent", count("tx-bytes")],
-  ] as const;
-  const packets = [
-    ["received", count("rx-packets")],
-    ["sent", count("tx-packets")],
-  ] as const;
+  /** None where the device does not count them: a 0 would say that nothing moved. */
+  const directions = (name: string, help: string, unit: "bytes" | "packets"): Family[] => {
+    if (status.device && status.device.kind !== "embedded" && !counters.has(`rx-${unit}`)) return [];
+    const values = [["received", count(`rx-${unit}`)] as const, ["sent", count(`tx-${unit}`)] as const];
+    return [counter(name, help, labelled("direction", values))];
+  };
   const services = [
     ["management", Number(status.management.connected)],
     ["signal", Number(status.signal.connected)],
@@ -65,8 +63,8 @@ export function agentMetrics(status: AgentStatus, facts: ProcessFacts): Family[]
       { value: status.wakes?.waiting ?? 0 },
     ]),
     gauge("perch_wakes_held", "Wakes that are held back as part of a sweep.", [{ value: status.wakes?.held ?? 0 }]),
-    counter("perch_bytes_total", "Bytes of WireGuard datagrams, handshakes included.", labelled("direction", bytes)),
-    counter("perch_packets_total", "WireGuard data packets.", labelled("direction", packets)),
+    ...directions("perch_bytes_total", "Bytes of WireGuard datagrams, handshakes included.", "bytes"),
+    ...directions("perch_packets_total", "WireGuard data packets.", "packets"),
     counter(
       "perch_dropped_total",
       "Packets and messages that were dropped, by reason.",
@@ -74,7 +72,7 @@ export function agentMetrics(status: AgentStatus, facts: ProcessFacts): Family[]
     ),
     gauge("perch_staged_bytes", "Bytes of packets that wait for a session.", [{ value: count("staged-bytes") }]),
     counter("perch_dns_questions_total", "Questions about names.", [{ value: count("dns-questions") }]),
-    counter("perch_worker_restarts_total", "Data workers that died and were replaced.", [
+    counter("perch_worker_restarts_total", "Data workers, or runs of wireguard-go, that died and were replaced.", [
       { value: count("worker-restarts") },
     ]),
     gauge("perch_event_loop_delay_seconds", "Delay of the event loop since the last scrape.", [

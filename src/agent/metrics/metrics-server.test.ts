@@ -5,7 +5,9 @@ import type { AddressInfo } from "node:net";
 import { describe, test } from "node:test";
 import type { PublicKey } from "#base/keys.ts";
 import { silentLogger } from "#base/log.ts";
+import type { AgentStatus } from "../control.ts";
 import { FakeAgent, makePeers } from "../daemon/testing/fake-agent.ts";
+import { agentMetrics } from "./agent-metrics.ts";
 import { formatFamilies } from "./exposition.ts";
 import { MetricsServer } from "./metrics-server.ts";
 import { WakeMeter } from "./wake-meter.ts";
@@ -115,6 +117,24 @@ describe("metrics", () => {
     assert.equal(value("perch_wake_duration_seconds", {}, "perch_wake_duration_seconds_sum"), 0.72);
     for (const { type, help, name } of families.values())
       assert.ok(["counter", "gauge", "histogram"].includes(type) && help !== "", name);
+  });
+
+  test("what a device does not count is not said to be nothing", () => {
+    const status = (kind: "embedded" | "wireguard-go", counters: [string, number][]) =>
+      ({
+        ...new FakeAgent(makePeers(1)).status(),
+        wakeTotals: new WakeMeter().totals,
+        device: { kind, features: [] },
+        counters: new Map(counters),
+      }) satisfies AgentStatus;
+    const facts = { version: "", runtime: "", startedAt: 0, residentBytes: 0, loopDelay: { p50: 0, p99: 0, max: 0 } };
+    const moved = (...of: Parameters<typeof status>): string[] =>
+      agentMetrics(status(...of), facts)
+        .map(({ name }) => name)
+        .filter((name) => /perch_(bytes|packets)_total/.test(name));
+    assert.deepEqual(moved("embedded", []), ["perch_bytes_total", "perch_packets_total"]);
+    assert.deepEqual(moved("wireguard-go", []), []);
+    assert.deepEqual(moved("wireguard-go", [["rx-bytes", 0]]), ["perch_bytes_total"]);
   });
 
   test("labels and help survive quotes, backslashes and lines", { skip }, () => {

@@ -33,7 +33,7 @@ const ADVICE: Readonly<Record<string, string>> = {
   "interface-taken": "choose another with --interface-name",
   "interface-name-invalid": "choose another with --interface-name",
   "port-taken": "choose another with --wireguard-port, 0 for any",
-  "program-missing": "install it, or choose --device embedded, which needs no other program",
+  "program-missing": "install it, or choose --device embedded, which needs no program but ip",
   "kernel-unsupported": "choose --device embedded, which needs nothing of the kernel but TUN",
 };
 
