@@ -448,7 +448,8 @@ export class ExternalDevice implements WireGuardDevice {
     const { backend, localEnds, sharedPort, rules } = this.#parts;
     // Calls that a stuck device never answers end with the backend.
     const calls = Promise.all([this.#readings.close(), this.#batch.close()]);
-    for (const part of [rules, sharedPort, localEnds, backend]) {
+    // Sockets first: taking the rules away needs descriptors. The backend last, as its record speaks for the rules too.
+    for (const part of [sharedPort, localEnds, rules, backend]) {
       try {
         await part[Symbol.asyncDispose]();
       } catch (error) {

@@ -148,13 +148,16 @@ test("a threshold of nothing shares from the first peer on", async (t: TestConte
   t.assert.strictEqual(ends.name, "loopback-mac1");
 });
 
-test("without descriptors for a socket each, all share one", { skip: process.platform !== "linux" }, () => {
+test("without descriptors for a socket each, all share one, and programs can still be started", {
+  skip: process.platform !== "linux",
+}, () => {
   const href = (path: string): string => JSON.stringify(import.meta.resolve(path));
   const program = `(async () => {
     const { createLocalEnds } = await import(${href("./create-local-ends.ts")});
     const { silentLogger: log } = await import(${href("#base/log.ts")});
     const { systemClock: clock } = await import(${href("#base/time.ts")});
     const { PublicKey } = await import(${href("#base/keys.ts")});
+    for (let held = 0; held < 60; held++) require("node:fs").openSync("/dev/null");
     const ends = createLocalEnds({ log, clock }, { devicePort: 4711 });
     const ports = new Map();
     ends.events.on("moved", ({ key, endpoint }) => ports.set(key, endpoint.port));
@@ -163,6 +166,7 @@ test("without descriptors for a socket each, all share one", { skip: process.pla
       ports.set(key, ends.open(key).port);
     }
     console.log(JSON.stringify({ name: ends.name, opened: ports.size, lowest: Math.min(...ports.values()) }));
+    require("node:child_process").execFileSync("true");
     await ends[Symbol.asyncDispose]();
   })()`;
   const limited = `ulimit -n 120; exec "$0" "$@"`;

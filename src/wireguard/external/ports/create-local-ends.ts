@@ -5,7 +5,7 @@ import type { PublicKey } from "#base/keys.ts";
 import type { Logger } from "#base/log.ts";
 import type { Clock, Timer } from "#base/time.ts";
 import type { LocalEnds, LocalEndsEvents } from "../parts.ts";
-import { descriptorLimit } from "./descriptor-limit.ts";
+import { freeDescriptors } from "./free-descriptors.ts";
 import { LoopbackAddresses } from "./loopback-addresses.ts";
 import { LoopbackMac1, MOVE_GRACE } from "./loopback-mac1.ts";
 import { LoopbackSockets } from "./loopback-sockets.ts";
@@ -13,7 +13,7 @@ import type { PortThread } from "./port-thread.ts";
 
 /** Peers with a socket each, at most; more share one. */
 const DEFAULT_THRESHOLD = 500;
-/** Of the process's descriptors, for sockets of few peers, and as many for those of many that are told apart by mac1. */
+/** Of the descriptors that are free, for sockets of few peers, and as many for those of many that are told apart by mac1. */
 const DESCRIPTOR_SHARE = 1 / 4;
 
 export interface LocalEndsDeps {
@@ -49,7 +49,7 @@ class ScalingLocalEnds implements LocalEnds {
   readonly #deps: LocalEndsDeps;
   readonly #threshold: number;
   /** Sockets of peers that one kind of ends may have. */
-  readonly #socketsMax = Math.floor(descriptorLimit() * DESCRIPTOR_SHARE);
+  readonly #socketsMax = Math.floor(freeDescriptors() * DESCRIPTOR_SHARE);
   readonly #few: LoopbackSockets;
   #many: LoopbackAddresses | LoopbackMac1 | undefined;
   /** Open peers, and who has them. */
