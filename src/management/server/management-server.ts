@@ -13,7 +13,7 @@ import {
   SyncResponseSchema,
 } from "#gen/management_pb.ts";
 import { EXTRA_DNS_LABELS_MAX, isDnsLabel } from "../protocol/dns-label.ts";
-import { encodeSessionDeadline } from "../protocol/session-deadline.ts";
+import { noSessionDeadline } from "../protocol/no-session-deadline.ts";
 import { NO_SETUP_KEY } from "../protocol/setup-key.ts";
 import { supportsIpv6Overlay } from "../protocol/version.ts";
 import { AccountState } from "./account-state.ts";
@@ -125,11 +125,10 @@ export class ManagementServer {
       const peer = known
         ? await this.#greet(known, meta, sshPublicKey)
         : await this.#register(key, request, meta, sshPublicKey);
-      const sessionExpiresAt = encodeSessionDeadline({ kind: "none" });
       return create(LoginResponseSchema, {
         netbirdConfig: this.#infrastructure.forLogin(),
         peerConfig: this.#encoder.peerConfig(peer),
-        ...(sessionExpiresAt && { sessionExpiresAt }),
+        sessionExpiresAt: noSessionDeadline(),
       });
     });
   }

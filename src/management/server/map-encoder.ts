@@ -30,7 +30,7 @@ import {
 } from "#gen/management_pb.ts";
 import { encodeCompactPrefix } from "../protocol/compact-prefix.ts";
 import { fqdnOf } from "../protocol/dns-label.ts";
-import { encodeSessionDeadline } from "../protocol/session-deadline.ts";
+import { noSessionDeadline } from "../protocol/no-session-deadline.ts";
 import { hasCapability, VERSION_WITHOUT_LEGACY_PEERS } from "../protocol/version.ts";
 import { type AccountState, DIRECTION_IN, DIRECTION_OUT, type RuleMatch } from "./account-state.ts";
 import type { Peer, PolicyRule, RuleProtocolName } from "./model.ts";
@@ -131,13 +131,12 @@ export class MapEncoder {
       ...rules.map((match) => this.#firewallRules(match, receiver)),
     ];
     const needsCopy = !isVersionAtLeast(receiver.meta.netbirdVersion, VERSION_WITHOUT_LEGACY_PEERS);
-    const sessionExpiresAt = encodeSessionDeadline({ kind: "none" });
     return Buffer.concat([
       encodeMessage(SyncResponseSchema, {
         ...(config && { netbirdConfig: config }),
         peerConfig,
         remotePeersIsEmpty: remotes.length === 0,
-        ...(sessionExpiresAt && { sessionExpiresAt }),
+        sessionExpiresAt: noSessionDeadline(),
       }),
       ...(needsCopy ? remotes : []),
       ...field(FIELD.syncNetworkMap, map),
@@ -190,12 +189,11 @@ export class MapEncoder {
         ...rules.map((match) => this.#firewallRules(match, receiver)),
       ]);
     });
-    const sessionExpiresAt = encodeSessionDeadline({ kind: "none" });
     return Buffer.concat([
       encodeMessage(SyncResponseSchema, {
         ...(config && { netbirdConfig: config }),
         peerConfig,
-        ...(sessionExpiresAt && { sessionExpiresAt }),
+        sessionExpiresAt: noSessionDeadline(),
       }),
       ...(more ? [] : field(FIELD.syncNetworkMap, this.#head(receiver, peerConfig))),
       ...field(FIELD.syncPerch, [
