@@ -9,7 +9,7 @@ import { UsageError } from "./exit-codes.ts";
 import { print, say } from "./terminal.ts";
 
 interface UiOptions extends DaemonOptions {
-  readonly port: number;
+  readonly port?: number;
   readonly open: boolean;
   readonly json?: boolean;
 }
@@ -20,7 +20,7 @@ const BROWSER_PATIENCE_MS = 20_000;
 export function uiCommand(): Command {
   return withDaemonOption(new Command("ui"))
     .description("Opens the agent's web page, which only this machine reaches. The link it prints opens the page once.")
-    .option("--port <PORT>", "TCP port on loopback (default: the one in use, or any free one)", parsePort, 0)
+    .option("--port <PORT>", "TCP port on loopback (default: the one in use, or any free one)", parsePort)
     .option("--no-open", "print the link, start no browser")
     .option("--json", "one line of JSON; starts no browser")
     .addHelpText(
@@ -33,7 +33,7 @@ export function uiCommand(): Command {
       ].join("\n"),
     )
     .action(async (options: UiOptions) => {
-      const link = await withDaemon(options, (client) => client.openUi({ port: options.port }));
+      const link = await withDaemon(options, (client) => client.openUi({ port: options.port ?? 0 }));
       if (options.json)
         return print(JSON.stringify({ url: link.url, expiresAt: new Date(link.expiresAt).toISOString() }));
       print(link.url);

@@ -265,6 +265,7 @@ export class FakeAgent implements AgentControl, AsyncDisposable {
       nat,
       clock: { aheadMs: 300, uncertaintyMs: 510 },
       forceRelay: this.settings?.forceRelay ?? false,
+      autoDevice: false,
       mayAdminister: true,
       tunProblem: undefined,
       kernel: "6.1.0",
