@@ -14,6 +14,7 @@ import { LoopbackMac1 } from "#wireguard/external/ports/loopback-mac1.ts";
 import { LoopbackSockets } from "#wireguard/external/ports/loopback-sockets.ts";
 import { PortThread } from "#wireguard/external/ports/port-thread.ts";
 import { RawPort } from "#wireguard/external/ports/raw-port.ts";
+import { serveRequests } from "./lab-child.ts";
 
 export type EndsKind = LocalEnds["name"];
 
@@ -39,10 +40,6 @@ export interface PortsEvent {
   readonly to?: string;
 }
 
-export type PortsMessage =
-  | { readonly kind: "answer"; readonly id: number; readonly value?: unknown; readonly error?: string }
-  | PortsEvent;
-
 const stack = new AsyncDisposableStack();
 const udpSockets = new Map<string, ReturnType<typeof createSocket>>();
 let thread: PortThread | undefined;
@@ -51,10 +48,6 @@ let raw: SharedPort | undefined;
 
 const text = (bytes: Uint8Array): string => Buffer.from(bytes).toString("base64");
 const bytes = (encoded: string): Uint8Array => Buffer.from(encoded, "base64");
-
-function send(message: PortsMessage): void {
-  process.send?.(message);
-}
 
 async function theThread(): Promise<PortThread> {
   thread ??= stack.use(await PortThread.start({ log: silentLogger, clock: systemClock }));
@@ -75,7 +68,7 @@ async function plainSocket(port: number, v6: boolean): Promise<ReturnType<typeof
   const socket = createSocket({ type: v6 ? "udp6" : "udp4", ipv6Only: v6 });
   stack.defer(() => void socket.close());
   socket.on("message", (datagram: Buffer, { address, port: remote }: RemoteInfo) =>
-    send({ kind: "event", name: "udp", datagram: text(datagram), from: `${v6 ? `[${address}]` : address}:${remote}` }),
+    tell({ kind: "event", name: "udp", datagram: text(datagram), from: `${v6 ? `[${address}]` : address}:${remote}` }),
   );
   socket.bind(port);
   await once(socket, "listening");
@@ -88,10 +81,10 @@ async function perform(request: PortsRequest): Promise<unknown> {
     case "ends": {
       ends = stack.use(await makeEnds(request.kind, request.devicePort));
       ends.events.on("datagram", ({ key, datagram }) =>
-        send({ kind: "event", name: "datagram", key, datagram: text(datagram) }),
+        tell({ kind: "event", name: "datagram", key, datagram: text(datagram) }),
       );
       ends.events.on("moved", ({ key, endpoint }) =>
-        send({ kind: "event", name: "moved", key, endpoint: formatEndpoint(endpoint) }),
+        tell({ kind: "event", name: "moved", key, endpoint: formatEndpoint(endpoint) }),
       );
       return;
     }
@@ -103,7 +96,7 @@ async function perform(request: PortsRequest): Promise<unknown> {
       raw = stack.use(await RawPort.open(await theThread(), { port: request.port }));
       for (const name of ["stun", "handshake"] as const)
         raw.events.on(name, ({ datagram, from, to }) =>
-          send({
+          tell({
             kind: "event",
             name,
             datagram: text(datagram),
@@ -138,9 +131,4 @@ async function perform(request: PortsRequest): Promise<unknown> {
   }
 }
 
-process.on("message", ({ id, request }: { id: number; request: PortsRequest }) => {
-  perform(request).then(
-    (value) => send({ kind: "answer", id, value }),
-    (error: unknown) => send({ kind: "answer", id, error: error instanceof Error ? error.message : String(error) }),
-  );
-});
+const tell = serveRequests<PortsRequest, PortsEvent>(perform);

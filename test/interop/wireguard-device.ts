@@ -8,6 +8,7 @@ import { silentLogger } from "#base/log.ts";
 import { systemClock } from "#base/time.ts";
 import { createEmbeddedDevice, type EmbeddedDeviceOptions } from "#wireguard/create-embedded-device.ts";
 import type { DeviceEvents, DevicePath } from "#wireguard/device.ts";
+import { serveRequests } from "./lab-child.ts";
 
 export interface DeviceSetup {
   readonly interfaceName: string;
@@ -39,9 +40,11 @@ export type DeviceRequest =
   | { readonly op: "counters" }
   | { readonly op: "close" };
 
-export type DeviceMessage =
-  | { readonly kind: "answer"; readonly id: number; readonly value?: unknown; readonly error?: string }
-  | { readonly kind: "event"; readonly name: keyof DeviceEvents; readonly payload: Record<string, unknown> };
+export interface DeviceEvent {
+  readonly kind: "event";
+  readonly name: keyof DeviceEvents;
+  readonly payload: Record<string, unknown>;
+}
 
 const EVENTS = ["wake", "established", "path-hint", "relay-out", "path-error", "handshake-failed", "gone"] as const;
 
@@ -49,10 +52,6 @@ const parsePath = (text: PathText): DevicePath =>
   text === "none" || text === "relay" ? { kind: text } : { kind: "udp", endpoint: parseEndpoint(text) };
 
 let device: Awaited<ReturnType<typeof createEmbeddedDevice>> | undefined;
-
-function send(message: DeviceMessage): void {
-  process.send?.(message);
-}
 
 async function perform(request: DeviceRequest): Promise<unknown> {
   if (request.op === "start") {
@@ -64,7 +63,7 @@ async function perform(request: DeviceRequest): Promise<unknown> {
     for (const name of EVENTS) {
       device.events.on(name, (payload) => {
         const datagram = "datagram" in payload ? Buffer.from(payload.datagram).toString("base64") : undefined;
-        send({ kind: "event", name, payload: { ...payload, ...(datagram === undefined ? {} : { datagram }) } });
+        tell({ kind: "event", name, payload: { ...payload, ...(datagram === undefined ? {} : { datagram }) } });
       });
     }
     return { interfaceName: device.interfaceName, listenPort: device.listenPort, features: device.features };
@@ -100,10 +99,4 @@ async function perform(request: DeviceRequest): Promise<unknown> {
   }
 }
 
-process.on("message", (message: { readonly id: number; readonly request: DeviceRequest }) => {
-  perform(message.request).then(
-    (value) => send({ kind: "answer", id: message.id, value }),
-    (error: unknown) => send({ kind: "answer", id: message.id, error: String(error) }),
-  );
-});
-process.on("disconnect", () => process.exit(0));
+const tell = serveRequests<DeviceRequest, DeviceEvent>(perform);

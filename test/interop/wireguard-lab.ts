@@ -4,11 +4,11 @@ import { existsSync, rmSync } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { PrivateKey, type PublicKey } from "#base/keys.ts";
 import type { DeviceEvents } from "#wireguard/device.ts";
-import type { DeviceMessage, DeviceRequest, DeviceSetup } from "./wireguard-device.ts";
+import { LabChild } from "./lab-child.ts";
+import type { DeviceEvent, DeviceRequest, DeviceSetup } from "./wireguard-device.ts";
 
 const run = promisify(execFile);
 
@@ -231,44 +231,16 @@ export class Judge {
   }
 }
 
-type EventRecord = { readonly name: keyof DeviceEvents; readonly payload: Record<string, unknown> };
-
 /** Our device, in `here` unless told otherwise. */
-export class OurDevice {
+export class OurDevice extends LabChild<DeviceRequest, DeviceEvent> {
   readonly name: string;
   readonly privateKey = PrivateKey.generate();
-  readonly events: EventRecord[] = [];
   listenPort = 0;
   features: readonly string[] = [];
-  readonly #child: ChildProcess;
-  readonly #answers = new Map<number, { resolve(value: unknown): void; reject(error: Error): void }>();
-  readonly #listeners = new Set<(event: EventRecord) => void>();
-  #nextId = 0;
 
   private constructor(lab: Lab, namespace: string, name: string) {
+    super(lab, namespace, new URL("./wireguard-device.ts", import.meta.url));
     this.name = name;
-    this.#child = lab.spawn(
-      namespace,
-      process.execPath,
-      [fileURLToPath(new URL("./wireguard-device.ts", import.meta.url))],
-      "ipc",
-    );
-    this.#child.stdout?.pipe(process.stderr);
-    this.#child.on("message", (message: DeviceMessage) => {
-      if (message.kind === "event") {
-        this.events.push(message);
-        for (const listener of [...this.#listeners]) listener(message);
-        return;
-      }
-      const answer = this.#answers.get(message.id);
-      this.#answers.delete(message.id);
-      if (message.error === undefined) answer?.resolve(message.value);
-      else answer?.reject(new Error(message.error));
-    });
-    this.#child.on("exit", (code, signal) => {
-      for (const answer of this.#answers.values())
-        answer.reject(new Error(`the device process ended: ${code ?? signal}`));
-    });
   }
 
   get publicKey(): PublicKey {
@@ -302,24 +274,12 @@ export class OurDevice {
     return device;
   }
 
-  request(request: DeviceRequest): Promise<unknown> {
-    const id = this.#nextId++;
-    return new Promise((resolve, reject) => {
-      this.#answers.set(id, { resolve, reject });
-      this.#child.send({ id, request });
-    });
-  }
-
-  onEvent(listener: (event: EventRecord) => void): void {
-    this.#listeners.add(listener);
-  }
-
   count(name: keyof DeviceEvents): number {
     return this.events.filter((event) => event.name === name).length;
   }
 
   /** The next or an earlier event of that name. */
-  async waitFor(name: keyof DeviceEvents, timeoutMs = 5000): Promise<EventRecord["payload"]> {
+  async waitFor(name: keyof DeviceEvents, timeoutMs = 5000): Promise<DeviceEvent["payload"]> {
     const earlier = this.events.find((event) => event.name === name);
     if (earlier) return earlier.payload;
     return new Promise((resolve, reject) => {
@@ -342,13 +302,5 @@ export class OurDevice {
 
   async counter(name: string): Promise<number> {
     return ((await this.request({ op: "counters" })) as Record<string, number>)[name] ?? 0;
-  }
-
-  /** Closes the device and waits for the process to end by itself. */
-  async close(): Promise<void> {
-    await this.request({ op: "close" });
-    const ended = once(this.#child, "exit");
-    this.#child.disconnect();
-    await ended;
   }
 }
