@@ -1,4 +1,26 @@
+import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
+import { parsePrefix } from "#base/ip.ts";
+import type { FilterRule, SourceRule } from "#wireguard/filter.ts";
 import type { End } from "./data-plane/pair.ts";
+
+/** What comes from the first host of a pair. */
+export const PEER = ["10.77.0.1/32", "fd77::1/128"].map(parsePrefix);
+/** The second host's address and the first one's. */
+export const FAMILIES = [
+  ["10.77.0.2", "10.77.0.1"],
+  ["fd77::2", "fd77::1"],
+] as const;
+
+export const openTcp = (port: number): SourceRule => ({
+  protocol: "tcp",
+  ports: { first: port, last: port },
+  verdict: "accept",
+});
+export const openUdp = (port: number): SourceRule => ({ ...openTcp(port), protocol: "udp" });
+/** The same for both addresses of the first host. */
+export const fromPeer = (...rules: SourceRule[]): FilterRule[] =>
+  PEER.flatMap((source) => rules.map((rule) => ({ ...rule, source })));
 
 /** A host that traffic is made on. */
 export type Place = Pick<End, "exec" | "spawn">;
@@ -54,3 +76,56 @@ export const tcpTo = (from: Place, address: string, port: number, waitMs = ANSWE
   script(from, TCP, address, String(port), String(waitMs));
 export const udpTo = (from: Place, address: string, port: number, bytes = 100, waitMs = ANSWER_MS): Promise<number> =>
   script(from, UDP, address, String(port), String(bytes), String(waitMs));
+
+/** What a program hears of a datagram to a port at which nobody listens: the name of the error, or "silence". */
+export const refusedUdp = (from: Place, address: string): Promise<string> => script(from, REFUSED, address);
+
+const REFUSED = `
+const [address] = process.argv.slice(1);
+const socket = require("node:dgram").createSocket(address.includes(":") ? "udp6" : "udp4");
+const end = (what) => { console.log(JSON.stringify(what)); process.exit(); };
+socket.on("error", (error) => end(error.code));
+socket.connect(7099, address, () => socket.send("x"));
+setTimeout(() => end("silence"), ${ANSWER_MS});`;
+
+/** TCP connections that send all the time, by port; how many bytes came back on each. */
+export class Chatter {
+  #counts: number[];
+
+  constructor(from: Place, to: string, ...ports: number[]) {
+    this.#counts = ports.map(() => 0);
+    follow(from.spawn(process.execPath, "-e", CHATTER, to, ...ports.map(String)), (counts: number[]) => {
+      this.#counts = counts;
+    });
+  }
+
+  count(index: number): number {
+    return this.#counts[index]!;
+  }
+
+  grows(index: number): Promise<boolean> {
+    return grows(() => this.count(index));
+  }
+}
+
+const CHATTER = `
+const net = require("node:net");
+const [address, ...ports] = process.argv.slice(1);
+const counts = ports.map(() => 0);
+ports.forEach((port, index) => {
+  const socket = net.connect(Number(port), address, () => setInterval(() => socket.write("x"), 20));
+  socket.on("data", (data) => { counts[index] += data.length; }).on("error", () => {});
+});
+setInterval(() => console.log(JSON.stringify(counts)), 50);`;
+
+/** Calls back with each line of JSON that the program says. */
+export function follow<Line>(child: ReturnType<Place["spawn"]>, take: (line: Line) => void): void {
+  createInterface({ input: child.stdout! }).on("line", (line) => take(JSON.parse(line) as Line));
+}
+
+/** Whether a count goes on within a few seconds. */
+export async function grows(count: () => number): Promise<boolean> {
+  const before = count();
+  for (let i = 0; i < 100 && count() < before + 5; i++) await sleep(50);
+  return count() >= before + 5;
+}

@@ -1,102 +1,64 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
-import { isV6, parsePrefix } from "#base/ip.ts";
-import type { FilterRule, FilterRules } from "#wireguard/filter.ts";
+import { parsePrefix } from "#base/ip.ts";
+import { OpenSources, type RuleForm } from "#wireguard/external/open-sources.ts";
+import { type FilterRule, type FilterRules, groupBySource } from "#wireguard/filter.ts";
+import {
+  LOCAL,
+  LOCAL6,
+  OTHER,
+  REMOTE,
+  REMOTE6,
+  sampleDirection,
+  sampleEnds,
+  sampleErrors,
+  sampleOpenRules,
+  sampleOthers,
+  samplePort,
+  sampleRules,
+} from "#wireguard/testing/filter-samples.ts";
 import { describeRules, FilterModel, type Packet } from "#wireguard/worker/filter-model.ts";
 import { root } from "./data-plane/checks.ts";
 import { PacketPlayer } from "./nft/packet-player.ts";
 
-const LOCAL = "100.64.0.1";
-const REMOTE = "100.64.0.2";
-const OTHER = "100.64.1.9";
-const LOCAL6 = "fd00::1";
-const REMOTE6 = "fd00::2";
+const PEERS = [`${REMOTE}/32`, `${OTHER}/32`, `${REMOTE6}/128`].map(parsePrefix);
 const ADDRESSES = [`${LOCAL}/10`, `${LOCAL6}/8`];
 
-const end = fc.constantFrom(
-  { local: LOCAL, remote: REMOTE },
-  { local: LOCAL, remote: OTHER },
-  { local: LOCAL6, remote: REMOTE6 },
-);
-const direction = fc.constantFrom("in" as const, "out" as const);
-const port = fc.constantFrom(22, 80, 40_000);
-
 /** The beginning of connections; and of older ones, what is seen first, at ports of services. */
-const tcp: fc.Arbitrary<Packet> = fc
-  .oneof(
-    fc.record({
-      way: fc.constant("in" as const),
-      ends: end,
-      localPort: port,
-      remotePort: fc.constant(1000),
-      flags: fc.constant("S"),
-    }),
-    fc.record({
-      way: fc.constant("out" as const),
-      ends: end,
-      localPort: port,
-      remotePort: fc.constant(1001),
-      flags: fc.constant("S"),
-    }),
-    fc.record({
-      way: direction,
-      ends: end,
-      localPort: fc.constantFrom(22, 80),
-      remotePort: fc.constant(1002),
-      flags: fc.constant("A"),
-    }),
-  )
-  .map(({ way, ends, ...body }): Packet => ({ direction: way, ...ends, body: { kind: "tcp", ...body } }));
+const tcp: fc.Arbitrary<Packet> = fc.oneof(
+  tcpOf({ way: fc.constant("in"), remotePort: 1000, localPort: samplePort, flags: fc.constant("S") }),
+  tcpOf({ way: fc.constant("out"), remotePort: 1001, localPort: samplePort, flags: fc.constant("S") }),
+  tcpOf({ way: sampleDirection, remotePort: 1002, localPort: fc.constantFrom(22, 80), flags: fc.constant("A") }),
+);
 
-const others: fc.Arbitrary<Packet> = fc
-  .record({
-    way: direction,
-    ends: end,
-    body: fc.oneof(
-      { weight: 3, arbitrary: fc.record({ kind: fc.constant("udp" as const), localPort: port, remotePort: port }) },
-      fc.record({ kind: fc.constantFrom("question" as const, "answer" as const), id: fc.nat(1) }),
-      fc.record({ kind: fc.constant("redirect" as const) }),
-      fc.record({ kind: fc.constant("other" as const), protocol: fc.constantFrom(47, 50) }),
-    ),
-  })
-  .map(({ way, ends, body }) => ({ direction: way, ...ends, body }));
+interface TcpSamples {
+  readonly way: fc.Arbitrary<Packet["direction"]>;
+  readonly remotePort: number;
+  readonly localPort: fc.Arbitrary<number>;
+  readonly flags: fc.Arbitrary<string>;
+}
 
-const plain = fc.oneof({ weight: 2, arbitrary: tcp }, { weight: 5, arbitrary: others });
+function tcpOf({ way, remotePort, ...body }: TcpSamples): fc.Arbitrary<Packet> {
+  return fc
+    .tuple(way, sampleEnds, fc.record(body))
+    .map(([direction, ends, some]) => ({ direction, ...ends, body: { kind: "tcp", remotePort, ...some } }));
+}
 
+const plain = fc.oneof({ weight: 2, arbitrary: tcp }, { weight: 5, arbitrary: sampleOthers });
 /** Not about older connections: the kernel knows that there is one, the model knows nothing. */
-const quoted = plain.filter(({ body }) => body.kind !== "tcp" || body.flags === "S");
-const error: fc.Arbitrary<Packet> = fc.tuple(end, quoted).map(([ends, about]): Packet => {
-  // An error quotes a packet of its own family.
-  const isOfOne = isV6(parsePrefix(ends.local).address) === isV6(parsePrefix(about.local).address);
-  return {
-    direction: "in",
-    ...(isOfOne ? ends : { local: about.local, remote: about.remote }),
-    body: { kind: "error", about },
-  };
-});
+const error = sampleErrors(plain.filter(({ body }) => body.kind !== "tcp" || body.flags === "S"));
 
-const someRule: fc.Arbitrary<FilterRule> = fc
-  .record({
-    verdict: fc.constantFrom("accept" as const, "accept" as const, "drop" as const),
-    protocol: fc.constantFrom("all" as const, "tcp" as const, "udp" as const, "icmp" as const),
-    source: fc.constantFrom(`${REMOTE}/32`, "100.64.0.0/16", "0.0.0.0/0", `${REMOTE6}/128`, "fd00::/8", "::/0"),
-    toLocal: fc.boolean(),
-    ports: fc.option(fc.constantFrom({ first: 22, last: 22 }, { first: 0, last: 80 }, { first: 0, last: 65_535 }), {
-      nil: undefined,
-    }),
-  })
-  .map(({ verdict, protocol, source, toLocal, ports }) => ({
-    verdict,
-    protocol,
-    source: parsePrefix(source),
-    ...(toLocal ? { destination: parsePrefix(source.includes(":") ? `${LOCAL6}/128` : `${LOCAL}/32`) } : {}),
-    ...(ports && protocol !== "icmp" ? { ports } : {}),
-  }));
-const someRules: fc.Arbitrary<FilterRules> = fc.record({
-  inbound: fc.array(someRule, { maxLength: 6 }),
-  otherwise: fc.constantFrom("drop" as const, "drop" as const, "accept" as const),
-});
+function formOf({ inbound, otherwise }: FilterRules): RuleForm {
+  const sources = new OpenSources();
+  sources.movePrefixes([], PEERS);
+  sources.otherwise = otherwise;
+  for (const { source, rules } of groupBySource(inbound).values()) sources.setRules(source, rules);
+  return sources.form;
+}
+
+/** Rules that need to know who began a flow. */
+const closedRules = sampleRules.filter((rules) => formOf(rules) === "tracked");
 
 /** Plays the packets of each part under its rules, in the kernel and in the model. */
 async function compare(
@@ -110,6 +72,7 @@ async function compare(
     await player.rules.settled();
     if (index > 0) model.rules = rules;
     const passed = await player.play(packets);
+    if (index === 0 && formOf(rules) === "open") player.forgetTracking();
     for (const [at, packet] of packets.entries()) {
       const said = `part ${index}, packet ${at}, ${JSON.stringify(packet)}, ${describeRules(rules)}`;
       assert.equal(passed[at], model.take(packet), said);
@@ -120,7 +83,7 @@ async function compare(
 const RUNS = Number(process.env.PERCH_NFT_RUNS ?? 40);
 
 async function startPlayer(): Promise<PacketPlayer> {
-  const player = await PacketPlayer.start(ADDRESSES);
+  const player = await PacketPlayer.start(ADDRESSES, PEERS);
   player.rules.events.on("failed", ({ reason }) => assert.fail(reason));
   return player;
 }
@@ -131,6 +94,7 @@ test("the kernel's table lets in what the model of the filter does", { ...root, 
     minLength: 10,
     maxLength: 120,
   });
+  const someRules = fc.oneof({ weight: 3, arbitrary: sampleRules }, { weight: 1, arbitrary: sampleOpenRules });
   await fc.assert(
     fc.asyncProperty(someRules, packets, (rules, some) => compare(player, [{ rules, packets: some }])),
     { numRuns: RUNS },
@@ -143,10 +107,56 @@ test("a change of the rules holds from the next packet on, for flows that are kn
 }, async () => {
   await using player = await startPlayer();
   // Without errors: the kernel lets one in about any flow that is known, also one that the rules have ended.
-  const part = fc.record({ rules: someRules, packets: fc.array(plain, { minLength: 5, maxLength: 50 }) });
+  const part = fc.record({ rules: closedRules, packets: fc.array(plain, { minLength: 5, maxLength: 50 }) });
   await fc.assert(
     fc.asyncProperty(fc.array(part, { minLength: 2, maxLength: 4 }), (parts) => compare(player, parts)),
     { numRuns: Math.ceil(RUNS / 3) },
+  );
+});
+
+interface SampleFlow {
+  readonly kind: "tcp" | "udp";
+  readonly beganBy: Packet["direction"];
+  readonly ends: { readonly local: string; readonly remote: string };
+  readonly localPort: number;
+}
+
+const sampleFlow: fc.Arbitrary<SampleFlow> = fc.record({
+  kind: fc.constantFrom("tcp" as const, "udp" as const),
+  beganBy: sampleDirection,
+  ends: sampleEnds,
+  localPort: samplePort,
+});
+
+test("of flows that began while everybody might do everything it is known who began them when that ends", {
+  ...root,
+  timeout: 300_000,
+}, async () => {
+  await using player = await startPlayer();
+  const packet = (
+    { kind, ends, localPort }: SampleFlow,
+    index: number,
+    direction: "in" | "out",
+    flags = "A",
+  ): Packet => {
+    const ports = { localPort, remotePort: 2000 + index };
+    return { direction, ...ends, body: kind === "tcp" ? { kind, ...ports, flags } : { kind, ...ports } };
+  };
+  const more = fc.array(fc.tuple(fc.nat(), sampleDirection), { minLength: 10, maxLength: 60 });
+  const someRules = fc.oneof({ weight: 3, arbitrary: closedRules }, { weight: 1, arbitrary: sampleOpenRules });
+  const laterParts = fc.array(fc.record({ rules: someRules, more }), { minLength: 1, maxLength: 3 });
+  const flows = fc.array(sampleFlow, { minLength: 1, maxLength: 20 });
+  await fc.assert(
+    fc.asyncProperty(flows, sampleOpenRules, more, laterParts, async (some, rules, first, parts) => {
+      const beginnings = some.map((flow, index) => packet(flow, index, flow.beganBy, "S"));
+      const goOn = (places: readonly (readonly [number, "in" | "out"])[]): Packet[] =>
+        places.map(([at, direction]) => packet(some[at % some.length]!, at % some.length, direction));
+      await compare(player, [
+        { rules, packets: [...beginnings, ...goOn(first)] },
+        ...parts.map((part) => ({ rules: part.rules, packets: goOn(part.more) })),
+      ]);
+    }),
+    { numRuns: Math.ceil(RUNS / 4) },
   );
 });
 

@@ -237,4 +237,20 @@ describe("an external device", () => {
     ]);
     await device.close();
   });
+
+  it("tells its rules from where peers may send", async () => {
+    const { device, rules, peer } = setUp();
+    const first = [parsePrefix("100.64.0.7/32")];
+    const second = [...first, parsePrefix("192.168.7.0/24")];
+    device.setPeer(peer, { mode: "asleep", allowedIps: first });
+    device.setPeer(peer, { mode: "awake", allowedIps: first });
+    device.setPeer(peer, { mode: "awake", allowedIps: second });
+    device.removePeer(peer);
+    assert.deepEqual(rules.moves, [
+      [[], ["100.64.0.7/32"]],
+      [["100.64.0.7/32"], ["100.64.0.7/32", "192.168.7.0/24"]],
+      [["100.64.0.7/32", "192.168.7.0/24"], []],
+    ]);
+    await device.close();
+  });
 });

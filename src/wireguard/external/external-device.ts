@@ -162,12 +162,14 @@ export class ExternalDevice implements WireGuardDevice {
     if (!known) {
       this.#peers.set(key, peer);
       this.#teller.add(peer);
+      this.#parts.rules.movePrefixes([], allowedIps);
     }
     if (!samePresharedKey(peer.presharedKey, presharedKey)) {
       peer.presharedKey = presharedKey;
       this.#teller.presharedKey(peer);
     }
     if (peer.allowedIps !== allowedIps) {
+      this.#parts.rules.movePrefixes(peer.allowedIps, allowedIps);
       this.#teller.prefixes(peer, allowedIps);
       this.#peers.delete(key);
       this.#peers.set(key, peer);
@@ -197,6 +199,7 @@ export class ExternalDevice implements WireGuardDevice {
     this.#peers.delete(key);
     this.#check.forget(key);
     this.#teller.remove(peer);
+    this.#parts.rules.movePrefixes(peer.allowedIps, []);
     this.#readings.arm();
   }
 

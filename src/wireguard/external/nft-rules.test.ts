@@ -172,13 +172,77 @@ test("dropped packets are counted when somebody asks, at most once a second, and
   const { nft, rules } = await open();
   rules.set({ inbound: [], otherwise: "drop" });
   await rules.settled();
-  assert.deepEqual([...rules.counters()], [["drop-filter", 0]]);
+  const dropped = (): number | undefined => rules.counters().get("drop-filter");
+  assert.equal(dropped(), 0);
   await Promise.resolve();
-  assert.deepEqual([...rules.counters()], [["drop-filter", 7]]);
+  assert.equal(dropped(), 7);
   nft.refusals = 1;
   rules.setSource(SOURCE, [RULE]);
   await rules.settled();
-  assert.deepEqual([...rules.counters()], [["drop-filter", 7]], "the new table has counted nothing yet");
+  assert.equal(dropped(), 7, "the new table has counted nothing yet");
+});
+
+const ALL: FilterRule = { source: SOURCE, protocol: "all", verdict: "accept" };
+const tracks = (text: string | undefined): boolean => / ct /.test(text!);
+
+test("the kernel tracks connections only while some peer may not do everything, and the change is one transaction", async () => {
+  const { nft, rules } = await open();
+  const isTracked = (): number | undefined => rules.counters().get("filter-tracked");
+  rules.movePrefixes([], [SOURCE]);
+  rules.set({ inbound: [ALL], otherwise: "drop" });
+  await rules.settled();
+  assert.equal(nft.texts.length, 1);
+  assert.equal(tracks(nft.texts[0]), false);
+  assert.equal(isTracked(), 0);
+  rules.setSource(SOURCE, [RULE]);
+  await rules.settled();
+  assert.equal(nft.texts.length, 2);
+  assert.match(nft.texts[1]!, /flush chain .* judge\n(.*\n)*.* judge ct direction reply(.*\n)*.* 100\.64\.0\.2 : jump/);
+  assert.equal(isTracked(), 1);
+  rules.setSource(SOURCE, [ALL]);
+  await rules.settled();
+  assert.equal(nft.texts.length, 3);
+  assert.equal(tracks(nft.texts[2]), false);
+  rules.set(undefined);
+  await rules.settled();
+  assert.equal(isTracked(), 0);
+});
+
+test("a peer that comes with its rules changes no form, one without any does, and so does its going", async () => {
+  const { nft, rules } = await open();
+  const other = parsePrefix("100.64.0.3/32");
+  rules.movePrefixes([], [SOURCE]);
+  rules.set({ inbound: [ALL], otherwise: "drop" });
+  await rules.settled();
+  rules.movePrefixes([], [other]);
+  rules.setSource(other, [ALL]);
+  await rules.settled();
+  assert.equal(nft.texts.length, 2);
+  assert.doesNotMatch(nft.texts[1]!, /judge/);
+  const routed = parsePrefix("192.168.7.0/24");
+  rules.movePrefixes([other], [other, routed]);
+  await rules.settled();
+  assert.equal(tracks(nft.texts[2]), true);
+  rules.movePrefixes([other, routed], []);
+  rules.movePrefixes([], [SOURCE]);
+  await rules.settled();
+  assert.equal(tracks(nft.texts[3]), false);
+  assert.equal(nft.texts.length, 4);
+});
+
+test("a table that is made anew has the form of the one that was there", async () => {
+  const { nft, rules } = await open();
+  rules.movePrefixes([], [SOURCE]);
+  rules.set({ inbound: [ALL], otherwise: "drop" });
+  await rules.settled();
+  nft.refusals = 1;
+  rules.setSource(SOURCE, [RULE]);
+  await rules.settled();
+  assert.equal(tracks(nft.texts[2]), true);
+  nft.refusals = 1;
+  nft.removed("inet perch-wg0");
+  await rules.settled();
+  assert.equal(nft.texts[3], nft.texts[2]);
 });
 
 test("interfaces with unusual names have tables of their own, and those that nft cannot name have no filter", async () => {

@@ -5,14 +5,9 @@ import type { Millis } from "#base/time.ts";
 import { checkRules, type FilterRules, type FilterVerdict, groupBySource, type SourceRule } from "../filter.ts";
 import { ExternalDeviceError } from "./external-error.ts";
 import { type Nft, nftProgram } from "./nft.ts";
-import {
-  isNftInterfaceName,
-  NFT_DROP_COUNTER,
-  NftTable,
-  nftRemoval,
-  nftTableName,
-  type SourceChange,
-} from "./nft-table.ts";
+import { NFT_DROP_COUNTER } from "./nft-flows.ts";
+import { isNftInterfaceName, NftTable, nftRemoval, nftTableName, type SourceChange } from "./nft-table.ts";
+import { OpenSources } from "./open-sources.ts";
 import type { PacketRules, PacketRulesEvents } from "./parts.ts";
 
 /** Between two questions for the count of dropped packets, each of which is a process. */
@@ -42,6 +37,8 @@ export class NftRules implements PacketRules {
   /** Somebody took it away, maybe we ourselves. */
   #isSuspect = false;
   #stopWatching: (() => void) | undefined;
+  /** What is wanted, as far as the form of the table depends on it. */
+  readonly #open = new OpenSources();
   /** Sources whose rules may not be in the kernel as they are wanted. */
   readonly #changed = new Map<string, Prefix>();
   #isChanged = false;
@@ -76,9 +73,15 @@ export class NftRules implements PacketRules {
   set(rules: FilterRules | undefined): void {
     if (this.#closed) return;
     const wanted = rules && this.#read(rules);
-    for (const set of [this.#wanted, wanted]) {
-      for (const [text, { source }] of set?.sources ?? []) this.#changed.set(text, source);
+    for (const [text, { source }] of this.#wanted?.sources ?? []) {
+      this.#changed.set(text, source);
+      if (!wanted?.sources.has(text)) this.#open.setRules(source, []);
     }
+    for (const [text, { source, rules: own }] of wanted?.sources ?? []) {
+      this.#changed.set(text, source);
+      this.#open.setRules(source, own);
+    }
+    this.#open.otherwise = wanted?.otherwise ?? "drop";
     this.#wanted = wanted;
     this.#work();
   }
@@ -92,8 +95,15 @@ export class NftRules implements PacketRules {
     const text = formatPrefix(maskPrefix(source));
     if (rules.length > 0) this.#wanted.sources.set(text, { source, rules });
     else this.#wanted.sources.delete(text);
+    this.#open.setRules(source, rules);
     this.#changed.set(text, source);
     this.#work();
+  }
+
+  movePrefixes(before: readonly Prefix[], now: readonly Prefix[]): void {
+    if (this.#closed) return;
+    this.#open.movePrefixes(before, now);
+    if (this.#wanted && this.#open.form !== this.#table?.form) this.#work();
   }
 
   /** `drop-filter` is what the last question had for an answer, and asks anew: who looks now and then is a moment behind. */
@@ -103,7 +113,10 @@ export class NftRules implements PacketRules {
       this.#countedAt = now;
       void this.#count(this.#table);
     }
-    return new Map([["drop-filter", this.#droppedBefore + this.#dropped]]);
+    return new Map([
+      ["drop-filter", this.#droppedBefore + this.#dropped],
+      ["filter-tracked", this.#table?.form === "tracked" ? 1 : 0],
+    ]);
   }
 
   async #count(table: NftTable): Promise<void> {
@@ -181,7 +194,7 @@ export class NftRules implements PacketRules {
     const wasSuspect = this.#isSuspect;
     this.#isSuspect = false;
     const changes = changed.map(([text, source]) => sources.get(text) ?? { source, rules: [] });
-    const text = this.#table.update(changes, otherwise);
+    const text = this.#table.update(changes, otherwise, this.#open.form);
     try {
       if (text !== "") await this.#nft.run(text);
       else if (wasSuspect) await this.#nft.run(this.#table.touch(), { check: true });
@@ -197,7 +210,7 @@ export class NftRules implements PacketRules {
       const { sources, otherwise } = this.#wanted;
       const table = new NftTable(this.#interfaceName);
       this.#isMade = true;
-      await this.#nft.run(table.create(sources.values(), otherwise));
+      await this.#nft.run(table.create(sources.values(), otherwise, this.#open.form));
       this.#table = table;
       this.#droppedBefore += this.#dropped;
       this.#dropped = 0;
@@ -219,7 +232,7 @@ export class NftRules implements PacketRules {
 export async function probeNft(interfaceName: string, nft: Nft = nftProgram()): Promise<void> {
   if (!isNftInterfaceName(interfaceName))
     throw new ExternalDeviceError("control-failed", `nft cannot name the interface ${JSON.stringify(interfaceName)}`);
-  await nft.run(new NftTable(interfaceName).create([], "drop"), { check: true });
+  await nft.run(new NftTable(interfaceName).create([], "drop", "tracked"), { check: true });
 }
 
 /** Takes away the filter of an interface whose owner died; without nft there is none. Throws ExternalDeviceError. */

@@ -1,42 +1,28 @@
 import { unreachable } from "#base/errors.ts";
 import { formatPrefix, isV6, maskPrefix, type Prefix, parseIp } from "#base/ip.ts";
 import type { FilterProtocol, FilterVerdict, PortRange, SourceRule } from "../filter.ts";
+import { changeFlows, createFlows, NFT_DROP_COUNTER } from "./nft-flows.ts";
+import type { RuleForm } from "./open-sources.ts";
 
 /*
  * The table of one interface, in the language of nft(8). It hooks behind connection tracking and before NAT, so it sees packets
- * as the peer sent them and whole (fragments are joined before), be they for this machine or through it:
+ * as the peer sent them, be they for this machine or through it:
  *
- *   inbound   from the interface ─▶ judge
- *   judge     reply of a tracked flow ─▶ replies         the flow began here: in
- *             ICMP error about a tracked flow ─▶ in
- *             else ─▶ rules4, rules6                     every packet of a flow that began outside: a change of the rules is in
- *                                                        force with its next one
+ *   inbound   from the interface ─▶ judge         whom the rules are to be asked about (nft-flows.ts)
  *   rules4    a lookup for each length of source prefixes in use, of rules that drop and then of those that accept:
  *                 ip saddr & MASK vmap @drop4_24         { 10.0.1.0 : jump list7, ... }
  *             else what the set says about packets without a rule
- *   list7     the rules of one source, or of many that have the same
- *   outbound  nothing is held back. TCP that is found half way, at a port of services, is remembered (older4, older6): who began
- *             it is not known, so what comes back is for the rules to judge
+ *   list7     the rules of one source, or of many that have the same; accept ─▶ in, drop ─▶ refuse (nft-flows.ts)
+ *   outbound  into the interface ─▶ leave         nothing is held back, but who begins a flow is remembered (nft-flows.ts)
  */
 
 /** Linux has connection tracking at -200 and destination NAT at -100 (NF_IP_PRI_*). */
 const INBOUND_PRIORITY = -150;
 /** Source NAT is at 100. */
 const OUTBOUND_PRIORITY = 110;
-/** As in the embedded filter: programs ask from ports at or above this one, services listen below. */
-const FIRST_EPHEMERAL_PORT = 32_768;
-/** Connections found half way that are remembered, and for how long: TCP gives up one without answers much sooner. */
-const OLDER_MAX = 65_535;
-const OLDER_FOR = "2h";
-/** Reserved; no packet with it comes in. */
-const RESERVED_PROTOCOL = 255;
 const ICMP = { 4: 1, 6: 58 } as const;
 /** Elements in one line: nft reads a line of any length, but a person who looks at one does not. */
 const ELEMENTS_PER_LINE = 500;
-
-/** Of the table: packets that the rules kept out. */
-export const NFT_DROP_COUNTER = "dropped";
-const DROP = `counter name ${NFT_DROP_COUNTER} drop`;
 
 type Family = 4 | 6;
 const FAMILIES: readonly Family[] = [4, 6];
@@ -100,6 +86,7 @@ export class NftTable {
   readonly #lookups = new Map<string, Lookup>();
   readonly #ruleChains = new Map<Family, string>();
   #listsMade = 0;
+  #form: RuleForm = "tracked";
 
   constructor(interfaceName: string) {
     this.#interfaceName = interfaceName;
@@ -107,38 +94,21 @@ export class NftTable {
   }
 
   /** Makes the table, without what was there by its name. */
-  create(sources: Iterable<SourceChange>, otherwise: FilterVerdict): string {
+  create(sources: Iterable<SourceChange>, otherwise: FilterVerdict, form: RuleForm): string {
     const table = this.#table;
-    const older = (family: Family, address: string): string =>
-      `add set ${table} older${family} { type ${address} . inet_service . ${address} . inet_service; flags dynamic,timeout; timeout ${OLDER_FOR}; size ${OLDER_MAX}; }`;
-    const ofService = `meta l4proto tcp ct original proto-src < ${FIRST_EPHEMERAL_PORT}`;
-    const rules = [
-      `inbound iifname "${this.#interfaceName}" goto judge`,
-      "judge ct direction reply ct state established goto replies",
-      "judge ct state related icmp type { destination-unreachable, time-exceeded, parameter-problem } accept",
-      "judge ct state related icmpv6 type 1-4 accept",
-      "judge meta nfproto ipv4 goto rules4",
-      // Behind extension headers that cannot be read to their end no comparison is true.
-      `judge meta l4proto != ${RESERVED_PROTOCOL} goto rules6`,
-      `judge ${DROP}`,
-      `replies ${ofService} ip saddr . tcp sport . ip daddr . tcp dport @older4 goto rules4`,
-      `replies ${ofService} ip6 saddr . tcp sport . ip6 daddr . tcp dport @older6 goto rules6`,
-      "replies accept",
-      `outbound oifname "${this.#interfaceName}" ct state new tcp sport < ${FIRST_EPHEMERAL_PORT} tcp flags & (syn | rst) == 0 jump remember`,
-      "remember update @older4 { ip daddr . tcp dport . ip saddr . tcp sport }",
-      "remember update @older6 { ip6 daddr . tcp dport . ip6 saddr . tcp sport }",
-    ];
+    this.#form = form;
     const lines = [
       `add table ${table}`,
       `add counter ${table} ${NFT_DROP_COUNTER}`,
-      older(4, "ipv4_addr"),
-      older(6, "ipv6_addr"),
-      ...["rules4", "rules6", "replies", "judge", "remember"].map((chain) => `add chain ${table} ${chain}`),
+      `add chain ${table} rules4`,
+      `add chain ${table} rules6`,
+      ...createFlows(table, form),
       `add chain ${table} inbound { type filter hook prerouting priority ${INBOUND_PRIORITY}; policy accept; }`,
       `add chain ${table} outbound { type filter hook postrouting priority ${OUTBOUND_PRIORITY}; policy accept; }`,
-      ...rules.map((rule) => `add rule ${table} ${rule}`),
+      `add rule ${table} inbound iifname "${this.#interfaceName}" goto judge`,
+      `add rule ${table} outbound oifname "${this.#interfaceName}" goto leave`,
     ];
-    return `${nftRemoval(this.#interfaceName)}${lines.join("\n")}\n${this.update(sources, otherwise)}`;
+    return `${nftRemoval(this.#interfaceName)}${lines.join("\n")}\n${this.update(sources, otherwise, form)}`;
   }
 
   /** Can be carried out as long as the table is there. */
@@ -146,8 +116,13 @@ export class NftTable {
     return `flush chain ${this.#table} inbound\n`;
   }
 
+  /** How the rules are enforced. */
+  get form(): RuleForm {
+    return this.#form;
+  }
+
   /** Changes the rules of these sources, each named once, and of no others; costs what changes. */
-  update(changes: Iterable<SourceChange>, otherwise: FilterVerdict): string {
+  update(changes: Iterable<SourceChange>, otherwise: FilterVerdict, form: RuleForm): string {
     const table = this.#table;
     const transaction = new Transaction(table);
     for (const change of changes) this.#change(change, transaction);
@@ -167,7 +142,11 @@ export class NftTable {
       this.#lists.delete(list.text);
       transaction.removeList(list);
     }
-    return transaction.text();
+    const text = transaction.text();
+    if (form === this.#form) return text;
+    const lines = changeFlows(table, this.#form, form);
+    this.#form = form;
+    return `${lines.join("\n")}\n${text}`;
   }
 
   #change({ source, rules }: SourceChange, transaction: Transaction): void {
@@ -336,7 +315,7 @@ function protocolText(protocol: FilterProtocol, ports: PortRange | undefined, fa
 }
 
 function verdictText(verdict: FilterVerdict): string {
-  return verdict === "drop" ? DROP : "accept";
+  return verdict === "drop" ? "goto refuse" : "accept";
 }
 
 function familyOf({ address }: Prefix): Family {

@@ -152,6 +152,11 @@ export interface PacketRules extends AsyncDisposable {
   set(rules: FilterRules | undefined): void;
   /** WireGuardDevice.setFilterSource; O(rules of the source). Throws as `set`. */
   setSource(source: Prefix, rules: readonly SourceRule[]): void;
+  /**
+   * A peer may send from the prefixes `now`, and from `before` no more. Replies have to be told from other packets only where some
+   * peer may not do everything, and that costs throughput. O(prefixes).
+   */
+  movePrefixes(before: readonly Prefix[], now: readonly Prefix[]): void;
   /** Resolves when all that was asked for is in force, or has failed. */
   settled(): Promise<void>;
   /** What was dropped (`drop-filter`), maybe as it was a moment ago. */

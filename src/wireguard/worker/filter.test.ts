@@ -3,17 +3,24 @@ import { test } from "node:test";
 import fc from "fast-check";
 import { ipToBytes, isV6, type Prefix, parsePrefix } from "#base/ip.ts";
 import { type FilterRule, type FilterRules, groupBySource, type SourceRule } from "../filter.ts";
+import {
+  LOCAL,
+  LOCAL6,
+  OTHER,
+  REMOTE,
+  REMOTE6,
+  sampleErrors,
+  sampleOthers,
+  samplePackets,
+  samplePort,
+  sampleRules,
+} from "../testing/filter-samples.ts";
 import { FilterMode, PacketFilter } from "./filter.ts";
 import { describeRules, encodePacket, FilterModel, ipPacket, type Packet } from "./filter-model.ts";
 import { encodeRules } from "./filter-table.ts";
 
 const MEMORY = new DataView(new ArrayBuffer(4096));
 const AT = 64;
-const LOCAL = "100.64.0.1";
-const REMOTE = "100.64.0.2";
-const OTHER = "100.64.1.9";
-const LOCAL6 = "fd00::1";
-const REMOTE6 = "fd00::2";
 
 /** A filter that is spoken to as the command ring does. */
 class Harness {
@@ -331,74 +338,21 @@ test("without a filter nothing is kept", () => {
 });
 
 test("it decides as the slow model does, over packets, changing rules and time", () => {
-  const port = fc.constantFrom(22, 80, 40000);
-  const end = fc.constantFrom(
-    { local: LOCAL, remote: REMOTE },
-    { local: LOCAL, remote: OTHER },
-    { local: LOCAL6, remote: REMOTE6 },
-  );
-  const direction = fc.constantFrom("in" as const, "out" as const);
-  const body = fc.oneof(
-    {
-      weight: 5,
-      arbitrary: fc.record({
-        kind: fc.constant("tcp" as const),
-        localPort: port,
-        remotePort: port,
-        flags: fc.constantFrom("S", "SA", "A", "PA", "FA", "R", "A"),
-      }),
-    },
-    { weight: 3, arbitrary: fc.record({ kind: fc.constant("udp" as const), localPort: port, remotePort: port }) },
-    fc.record({ kind: fc.constantFrom("question" as const, "answer" as const), id: fc.nat(1) }),
-    fc.record({ kind: fc.constant("redirect" as const) }),
-    fc.record({ kind: fc.constant("other" as const), protocol: fc.constantFrom(47, 50) }),
-  );
-  const plain: fc.Arbitrary<Packet> = fc.tuple(direction, end, body).map(([way, ends, what]) => ({
-    direction: way,
-    ...ends,
-    body: what,
-  }));
-  const packet: fc.Arbitrary<Packet> = fc.oneof(
-    { weight: 8, arbitrary: plain },
-    {
-      weight: 1,
-      arbitrary: fc.tuple(end, plain).map(([ends, about]): Packet => {
-        // An error quotes a packet of its own family, and of what is in no flow nothing is known.
-        const isOfOne = isV6(parsePrefix(ends.local).address) === isV6(parsePrefix(about.local).address);
-        return {
-          direction: "in",
-          ...(isOfOne ? ends : { local: about.local, remote: about.remote }),
-          body: { kind: "error", about },
-        };
-      }),
-    },
-  );
-  const someRule: fc.Arbitrary<FilterRule> = fc
-    .record({
-      verdict: fc.constantFrom("accept" as const, "accept" as const, "drop" as const),
-      protocol: fc.constantFrom("all" as const, "tcp" as const, "udp" as const, "icmp" as const),
-      source: fc.constantFrom(`${REMOTE}/32`, "100.64.0.0/16", "0.0.0.0/0", `${REMOTE6}/128`, "fd00::/8"),
-      toLocal: fc.boolean(),
-      ports: fc.option(fc.constantFrom({ first: 22, last: 22 }, { first: 0, last: 80 }), { nil: undefined }),
-    })
-    .map(({ verdict, protocol, source, toLocal, ports }) => ({
-      verdict,
-      protocol,
-      source: parsePrefix(source),
-      ...(toLocal ? { destination: parsePrefix(source.includes(":") ? `${LOCAL6}/128` : `${LOCAL}/32`) } : {}),
-      ...(ports && protocol !== "icmp" ? { ports } : {}),
-    }));
-  const someRules: fc.Arbitrary<FilterRules> = fc.record({
-    inbound: fc.array(someRule, { maxLength: 5 }),
-    otherwise: fc.constantFrom("drop" as const, "drop" as const, "accept" as const),
+  const tcpBody = fc.record({
+    kind: fc.constant("tcp" as const),
+    localPort: samplePort,
+    remotePort: samplePort,
+    flags: fc.constantFrom("S", "SA", "A", "PA", "FA", "R", "A"),
   });
+  const plain = fc.oneof(samplePackets(tcpBody), sampleOthers);
+  const packet = fc.oneof({ weight: 8, arbitrary: plain }, { weight: 1, arbitrary: sampleErrors(plain) });
   const step = fc.oneof(
     { weight: 20, arbitrary: packet.map((value) => ({ kind: "packet" as const, value })) },
-    { weight: 1, arbitrary: someRules.map((value) => ({ kind: "rules" as const, value })) },
+    { weight: 1, arbitrary: sampleRules.map((value) => ({ kind: "rules" as const, value })) },
     { weight: 2, arbitrary: fc.constantFrom(1, 29, 31, 100, 8000).map((value) => ({ kind: "wait" as const, value })) },
   );
   fc.assert(
-    fc.property(someRules, fc.array(step, { minLength: 1, maxLength: 80 }), (rules, steps) => {
+    fc.property(sampleRules, fc.array(step, { minLength: 1, maxLength: 80 }), (rules, steps) => {
       const harness = new Harness(rules);
       const model = new FilterModel(rules);
       let inForce = rules;

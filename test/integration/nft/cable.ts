@@ -3,7 +3,7 @@ import { promisify } from "node:util";
 import { nftProgram } from "#wireguard/external/nft.ts";
 import { NftRules } from "#wireguard/external/nft-rules.ts";
 import { createNamespacePrefix, createNamespaces, removeNamespaces } from "../../../lab/namespace.ts";
-import type { Place } from "../filter-traffic.ts";
+import { PEER, type Place } from "../filter-traffic.ts";
 
 const run = promisify(execFile);
 
@@ -41,6 +41,7 @@ export class FilteredCable implements AsyncDisposable {
       for (const line of lines) execFileSync("ip", line.split(" "));
       const children: ChildProcess[] = [];
       const rules = await NftRules.open("wg8", nftProgram(["ip", "netns", "exec", names[1], "nft"]));
+      rules.movePrefixes([], PEER);
       return new FilteredCable(prefix, children, [host(names[0], children), host(names[1], children)], rules);
     } catch (error) {
       removeNamespaces(prefix);

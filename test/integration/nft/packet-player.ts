@@ -1,7 +1,7 @@
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { createInterface, type Interface } from "node:readline";
-import { isV6, parseIp } from "#base/ip.ts";
+import { isV6, type Prefix, parseIp } from "#base/ip.ts";
 import { nftProgram } from "#wireguard/external/nft.ts";
 import { NftRules } from "#wireguard/external/nft-rules.ts";
 import { encodePacket, type Packet } from "#wireguard/worker/filter-model.ts";
@@ -56,7 +56,8 @@ export class PacketPlayer implements AsyncDisposable {
     this.#lines = this.#reader[Symbol.asyncIterator]();
   }
 
-  static async start(addresses: readonly string[]): Promise<PacketPlayer> {
+  /** `peers`: the prefixes that packets come from. */
+  static async start(addresses: readonly string[], peers: readonly Prefix[]): Promise<PacketPlayer> {
     const prefix = createNamespacePrefix();
     const namespace = `${prefix}nft`;
     await createNamespaces([namespace]);
@@ -71,11 +72,12 @@ export class PacketPlayer implements AsyncDisposable {
       const rules = await NftRules.open(INTERFACE, {
         ...nft,
         run: (text, options) => {
-          transactions.push(text);
+          if (!options?.check) transactions.push(text);
           return nft.run(text, options);
         },
       });
       transactions.length = 0;
+      rules.movePrefixes([], peers);
       const player = new PacketPlayer(prefix, namespace, rules, transactions, python);
       await player.#line();
       const lines = addresses.map(
@@ -112,14 +114,22 @@ export class PacketPlayer implements AsyncDisposable {
     execFileSync("ip", ["netns", "exec", this.#namespace, "nft", "-f", "-"], { input: text, timeout: 20_000 });
   }
 
-  /** Forgets all flows: those to come are tracked in a zone of their own. */
-  forgetFlows(): void {
+  /** Connection tracking forgets all flows: those to come are tracked in a zone of their own. */
+  forgetTracking(): void {
     this.#zone++;
     this.nft(
       ["zone_in", "zone_out"]
         .map((chain) => `flush chain inet watch ${chain}\nadd rule inet watch ${chain} ct zone set ${this.#zone}\n`)
         .join(""),
     );
+  }
+
+  /** And the table forgets who began what. */
+  forgetFlows(): void {
+    this.forgetTracking();
+    if (!this.exec("nft", "list", "tables").includes(`perch-${INTERFACE}`)) return;
+    const sets = ["ours4", "ours6", "theirs4", "theirs6"];
+    this.nft(sets.map((set) => `flush set inet perch-${INTERFACE} ${set}\n`).join(""));
   }
 
   /** Plays packets in order; for each, whether it came through. What goes out always does. */

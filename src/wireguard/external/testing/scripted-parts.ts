@@ -1,5 +1,5 @@
 import { Emitter } from "#base/emitter.ts";
-import { type Endpoint, formatEndpoint, formatPrefix, parseEndpoint } from "#base/ip.ts";
+import { type Endpoint, formatEndpoint, formatPrefix, type Prefix, parseEndpoint } from "#base/ip.ts";
 import type { PublicKey } from "#base/keys.ts";
 import type { FilterRules, SourceRule } from "../../filter.ts";
 import type {
@@ -174,6 +174,8 @@ export class ScriptedPort implements SharedPort {
 export class ScriptedRules implements PacketRules {
   readonly events = new Emitter<PacketRulesEvents>();
   readonly calls: unknown[][] = [];
+  /** Prefixes that peers had, and have instead. */
+  readonly moves: [string[], string[]][] = [];
 
   set(rules: FilterRules | undefined): void {
     this.calls.push(["set", rules]);
@@ -181,6 +183,10 @@ export class ScriptedRules implements PacketRules {
 
   setSource(source: Parameters<PacketRules["setSource"]>[0], rules: readonly SourceRule[]): void {
     this.calls.push(["source", formatPrefix(source), rules.length]);
+  }
+
+  movePrefixes(before: readonly Prefix[], now: readonly Prefix[]): void {
+    this.moves.push([before.map(formatPrefix), now.map(formatPrefix)]);
   }
 
   async settled(): Promise<void> {}
