@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
+import { createSocket } from "node:dgram";
 import { once } from "node:events";
 import { existsSync, readdirSync, readFileSync, unlinkSync, writeFileSync } from "node:fs";
 import { mkdtempDisposable } from "node:fs/promises";
@@ -172,6 +173,22 @@ describe("wireguard-go as a backend", { skip, timeout: 20_000, concurrency: 4 },
     backend.events.on("restarted", ({ reason }) => events.push(reason));
     await waitUntil(() => events.length > 0, "the backend tells", HUNG_MS);
     assert.deepEqual(events, ["was killed, as it did not answer for 6 s"]);
+  });
+
+  it("shows no port when another program has it, also when that goes later", async () => {
+    await using backend = await startWireguardGo({ interfaceName: freshName() });
+    const { control, interfaceName } = backend;
+    execFileSync("ip", ["link", "set", interfaceName, "up"]);
+    while ((await control.read()).listenPort === 0);
+    const other = createSocket("udp4").bind(0, "0.0.0.0");
+    await once(other, "listening");
+    const { port } = other.address();
+    const message = `the device refused the listen port ${port}: EADDRINUSE`;
+    await assert.rejects(control.change({ listenPort: port }, []), { code: "control-failed", message });
+    assert.equal((await control.read()).listenPort, 0);
+    other.close();
+    await once(other, "close");
+    assert.equal((await control.read()).listenPort, 0);
   });
 
   it("closes at once while the program is stopped, and leaves nothing", async () => {

@@ -77,9 +77,7 @@ class KernelBackend implements Backend {
   async #noteGone(): Promise<void> {
     if (this.#end) return;
     await this.close();
-    const reason = `somebody deleted the interface ${this.interfaceName}`;
-    this.#log.error("the interface of the kernel is gone", { reason });
-    this.events.emit("gone", { reason });
+    this.events.emit("gone", { reason: `somebody deleted the interface ${this.interfaceName}` });
   }
 
   async #clear(): Promise<void> {

@@ -129,12 +129,10 @@ class WireguardGoBackend implements Backend {
       if (!next) break;
       process = next;
       this.#control = new UapiControl(this.#setUp.socketPath);
-      this.#setUp.log.warn("wireguard-go died and runs again", { reason });
       this.events.emit("restarted", { reason });
     }
     await this.#clear();
     if (gone === undefined || signal.aborted) return;
-    this.#setUp.log.error("the interface of wireguard-go is gone", { reason: gone });
     this.events.emit("gone", { reason: gone });
   }
 

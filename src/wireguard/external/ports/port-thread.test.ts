@@ -90,7 +90,7 @@ describe("the port thread", () => {
     const { reason } = await thread.gone;
     assert.match(reason, /closed while it was watched/);
     assert.equal(messages.filter((message) => message === "port thread died, another takes over").length, 4);
-    assert.equal(messages.at(-1), "port thread died too often");
+    assert.equal(messages.length, 4, "the rest is said by whoever hears that it is gone");
     for (const pair of [from, to]) closeUdpPair(pair);
   });
 

@@ -224,7 +224,6 @@ export class PortThread implements AsyncDisposable {
         reason = messageOf(error);
       }
     }
-    log.error("port thread died too often", { err: reason });
     this.#finish();
     this.#gone.resolve({ reason });
   }
