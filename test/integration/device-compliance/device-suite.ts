@@ -19,21 +19,27 @@ export function deviceSuite(...kinds: readonly [DeviceKind, DeviceKind]): void {
   });
 }
 
-function pairFor(kinds: readonly [DeviceKind, DeviceKind]): () => DevicePair {
+/** What happens on a pair whose ends know each other anew and sleep. */
+type Scenario = (pair: DevicePair) => Promise<void>;
+
+/** Tests on one pair, one after the other. */
+function scenariosFor(kinds: readonly [DeviceKind, DeviceKind]): (name: string, scenario: Scenario) => void {
   let pair: DevicePair;
   before(async () => {
     pair = await DevicePair.start(...kinds);
   });
   after(() => pair[Symbol.asyncDispose]());
-  return () => pair;
+  return (name, scenario) =>
+    void it(name, async () => {
+      await pair.reset();
+      await scenario(pair);
+    });
 }
 
 function wakesAndMoves(kinds: readonly [DeviceKind, DeviceKind]): void {
-  const current = pairFor(kinds);
-  it("leaves a sleeping peer alone", async () => {
-    const pair = current();
+  const onPair = scenariosFor(kinds);
+  onPair("leaves a sleeping peer alone", async (pair) => {
     const { a, b } = pair;
-    await pair.reset();
     await sleep(300);
     assert.deepEqual([a.events, b.events], [[], []]);
     const stats = await a.stats(b.started.key);
@@ -42,10 +48,7 @@ function wakesAndMoves(kinds: readonly [DeviceKind, DeviceKind]): void {
     assert.equal(pair.relayed, 0);
   });
 
-  it("wakes a peer once for many packets, and again once that wake was declined or dropped", async () => {
-    const pair = current();
-    const { a, b } = pair;
-    await pair.reset();
+  onPair("wakes a peer once for many packets, and again once that wake was declined or dropped", async ({ a, b }) => {
     await a.ping(b.address, 4, 0.05, "-W", "0.2");
     const { payload } = await a.event("wake");
     assert.equal(payload.key, b.started.key);
@@ -64,10 +67,8 @@ function wakesAndMoves(kinds: readonly [DeviceKind, DeviceKind]): void {
     await a.event("wake");
   });
 
-  it("delivers the packet that woke a peer, over a relay and both ways", async () => {
-    const pair = current();
+  onPair("delivers the packet that woke a peer, over a relay and both ways", async (pair) => {
     const { a, b } = pair;
-    await pair.reset();
     await pair.automate("relay");
     assert.equal(await a.ping(b.address, 10, 0.05, "-W", "5"), 10);
     assert.deepEqual([a.count("wake"), b.count("wake")], [1, 1]);
@@ -79,10 +80,8 @@ function wakesAndMoves(kinds: readonly [DeviceKind, DeviceKind]): void {
     assert.equal(await b.ping(a.address, 10, 0.05, "-W", "2"), 10);
   });
 
-  it("delivers the packet that woke a peer over a direct path, and relays nothing then", async () => {
-    const pair = current();
+  onPair("delivers the packet that woke a peer over a direct path, and relays nothing then", async (pair) => {
     const { a, b } = pair;
-    await pair.reset();
     await pair.automate("udp");
     assert.equal(await a.ping(b.address, 10, 0.05, "-W", "5"), 10);
     await a.event("established");
@@ -91,10 +90,8 @@ function wakesAndMoves(kinds: readonly [DeviceKind, DeviceKind]): void {
     assert.equal(await b.ping(a.address, 10, 0.05, "-W", "2"), 10);
   });
 
-  it("moves a flow from the relay to a direct path and back without losing more than a flight", async () => {
-    const pair = current();
+  onPair("moves a flow from the relay to a direct path and back without losing more than a flight", async (pair) => {
     const { a, b } = pair;
-    await pair.reset();
     await pair.automate("relay");
     assert.equal(await a.ping(b.address, 2, 0.05, "-W", "5"), 2);
     const flow = a.ping(b.address, 150, 0.01, "-W", "1");
@@ -110,10 +107,8 @@ function wakesAndMoves(kinds: readonly [DeviceKind, DeviceKind]): void {
     assert.ok(received >= 150 - 3 * FLIGHT, `${received} of 150`);
   });
 
-  it("moves one end only, and the flow goes on", async () => {
-    const pair = current();
+  onPair("moves one end only, and the flow goes on", async (pair) => {
     const { a, b } = pair;
-    await pair.reset();
     await pair.automate("relay");
     assert.equal(await a.ping(b.address, 2, 0.05, "-W", "5"), 2);
     const flow = a.ping(b.address, 100, 0.01, "-W", "1");
@@ -127,10 +122,8 @@ function wakesAndMoves(kinds: readonly [DeviceKind, DeviceKind]): void {
   });
 
   for (const kind of ["relay", "udp"] as const) {
-    it(`is woken by the peer's handshake over ${kind}, which it answers while it decides`, async () => {
-      const pair = current();
+    onPair(`is woken by the peer's handshake over ${kind}, which it answers while it decides`, async (pair) => {
       const { a, b } = pair;
-      await pair.reset();
       await pair.automate(kind, b);
       await b.call("wakeUp", a.started.key, true);
       const { payload } = await a.event("wake");
@@ -149,12 +142,10 @@ function wakesAndMoves(kinds: readonly [DeviceKind, DeviceKind]): void {
 }
 
 function sleepsAndComesBack(kinds: readonly [DeviceKind, DeviceKind]): void {
-  const current = pairFor(kinds);
+  const onPair = scenariosFor(kinds);
   for (const kind of ["relay", "udp"] as const) {
-    it(`delivers what crosses its sleep over ${kind}, and is woken by it`, async () => {
-      const pair = current();
+    onPair(`delivers what crosses its sleep over ${kind}, and is woken by it`, async (pair) => {
       const { a, b } = pair;
-      await pair.reset();
       await pair.automate(kind);
       assert.equal(await a.ping(b.address, 3, 0.05, "-W", "5"), 3);
       await a.event("established");
@@ -175,10 +166,8 @@ function sleepsAndComesBack(kinds: readonly [DeviceKind, DeviceKind]): void {
     });
   }
 
-  it("counts bytes both ways, for all peers in one pass, and takes keepalives for no traffic", async () => {
-    const pair = current();
+  onPair("counts bytes both ways, for all peers in one pass, and takes keepalives for no traffic", async (pair) => {
     const { a, b } = pair;
-    await pair.reset();
     await pair.automate("udp");
     assert.equal(await a.ping(b.address, 20, 0.02, "-W", "5"), 20);
     await sleep(1_100);
@@ -197,10 +186,8 @@ function sleepsAndComesBack(kinds: readonly [DeviceKind, DeviceKind]): void {
     assert.deepEqual([later.lastDataRx, later.lastDataTx], [stats.lastDataRx, stats.lastDataTx]);
   });
 
-  it("knows nothing of a peer that was removed", async () => {
-    const pair = current();
+  onPair("knows nothing of a peer that was removed", async (pair) => {
     const { a, b } = pair;
-    await pair.reset();
     await pair.automate("udp");
     assert.equal(await a.ping(b.address, 2, 0.05, "-W", "5"), 2);
     await a.call("removePeer", b.started.key);
@@ -214,30 +201,28 @@ function sleepsAndComesBack(kinds: readonly [DeviceKind, DeviceKind]): void {
   });
 
   for (const kind of ["relay", "udp"] as const) {
-    it(`says when nothing answers over ${kind}, and is back at once with a peer that forgot its session`, async () => {
-      const pair = current();
-      const { a, b } = pair;
-      await pair.reset();
-      await pair.automate(kind);
-      assert.equal(await a.ping(b.address, 3, 0.05, "-W", "5"), 3);
-      await a.event("established");
-      await b.call("removePeer", a.started.key);
-      await pair.sleep(b);
-      await sleep(100);
-      a.events.length = 0;
-      const flow = a.ping(b.address, 30, 0.05, "-W", "0.3");
-      await a.event("silent");
-      await a.call("initiate", b.started.key, [kind === "relay" ? { kind } : pair.direct(b)]);
-      await a.event("established", undefined, 2_000);
-      await flow;
-      assert.equal(await a.ping(b.address, 3, 0.05, "-W", "1"), 3);
-    });
+    onPair(
+      `says when nothing answers over ${kind}, and is back at once with a peer that forgot its session`,
+      async (pair) => {
+        const { a, b } = pair;
+        await pair.automate(kind);
+        assert.equal(await a.ping(b.address, 3, 0.05, "-W", "5"), 3);
+        await a.event("established");
+        await b.call("removePeer", a.started.key);
+        await pair.sleep(b);
+        await sleep(100);
+        a.events.length = 0;
+        const flow = a.ping(b.address, 30, 0.05, "-W", "0.3");
+        await a.event("silent");
+        await a.call("initiate", b.started.key, [kind === "relay" ? { kind } : pair.direct(b)]);
+        await a.event("established", undefined, 2_000);
+        await flow;
+        assert.equal(await a.ping(b.address, 3, 0.05, "-W", "1"), 3);
+      },
+    );
   }
 
-  it("takes a thousand peers in one turn, of which the touched one wakes", async () => {
-    const pair = current();
-    const { a } = pair;
-    await pair.reset();
+  onPair("takes a thousand peers in one turn, of which the touched one wakes", async ({ a }) => {
     const last = await a.call<PublicKey>("addMany", 1_000);
     // A device that is not ours takes a moment to learn them.
     const touching = a.ping("100.64.3.232", 10, 0.1, "-W", "0.1");
@@ -248,18 +233,13 @@ function sleepsAndComesBack(kinds: readonly [DeviceKind, DeviceKind]): void {
     assert.equal(a.count("wake"), 1);
   });
 
-  it("has its peers back after what carries its packets was killed under traffic", async () => {
-    const pair = current();
+  onPair("has its peers back after what carries its packets was killed under traffic", async (pair) => {
     const { a, b } = pair;
-    await pair.reset();
     await pair.automate("udp");
     assert.equal(await a.ping(b.address, 2, 0.05, "-W", "5"), 2);
     const flow = a.ping(b.address, 60, 0.03, "-W", "1");
     await sleep(300);
-    a.events.length = 0;
-    await a.killProgram();
-    await a.event("worker-restarted");
-    a.setUpLink();
+    await a.restart();
     await a.event("established");
     assert.equal(await a.ping(b.address, 5, 0.05, "-W", "2"), 5);
     assert.equal(await b.ping(a.address, 5, 0.05, "-W", "2"), 5);
