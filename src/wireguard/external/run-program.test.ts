@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { mkdirSync, mkdtempDisposableSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
@@ -49,6 +50,20 @@ test("a program that hangs is ended, and one whose caller closes as well", async
   await assert.rejects(sh("exec sleep 60", { patience: 100 }), { code: "control-failed", message: /after 0.1 s/ });
   const signal = AbortSignal.timeout(100);
   await assert.rejects(sh("exec sleep 60", { signal }), { code: "closed" });
+});
+
+test("without descriptors it fails in a way that can be tried again, with and without secrets", () => {
+  const script = `
+    import { openSync } from "node:fs";
+    const { runProgram } = await import(${JSON.stringify(new URL("./run-program.ts", import.meta.url))});
+    try { for (;;) openSync("/dev/null"); } catch {}
+    for (const secrets of [[], [Buffer.from("a secret")]]) {
+      const failing = runProgram({ program: "true", debianPackage: "coreutils", args: [], input: "text", secrets });
+      await failing.catch(({ code, retryable, message }) => console.log(code, retryable, /EMFILE/.test(message)));
+    }`;
+  const limited = 'ulimit -n 100; exec "$0" --input-type=module -e "$1"';
+  const output = execFileSync("sh", ["-c", limited, process.execPath, script], { encoding: "utf8", timeout: 10_000 });
+  assert.equal(output, "control-failed true true\n".repeat(2));
 });
 
 test("one that is not there, may not be run, or cannot be, is named with its package", async () => {

@@ -1,5 +1,6 @@
 import { spawn } from "node:child_process";
 import { closeSync } from "node:fs";
+import { messageOf } from "#base/errors.ts";
 import type { Millis } from "#base/time.ts";
 import { PROGRAM_ENVIRONMENT } from "#net/find-program.ts";
 import { ExternalDeviceError } from "./external-error.ts";
@@ -55,6 +56,10 @@ export async function runProgram(call: ProgramCall): Promise<ProgramResult> {
     if (signal?.aborted) throw calledOff();
     for (const secret of secrets) files.push(openSecretFile(secret));
     return await runToEnd(path, call, files);
+  } catch (error) {
+    if (error instanceof ExternalDeviceError) throw error;
+    // No descriptor for a secret, no memory, or more words than the system takes.
+    throw failed(program, messageOf(error));
   } finally {
     for (const secret of secrets) secret.fill(0);
     for (const file of files) closeSync(file);
