@@ -38,6 +38,8 @@ export interface CapturedInitiation {
 export interface Question {
   readonly since: Millis;
   readonly timer: Timer;
+  /** A reading from then on decides; undefined: an answer may come yet. */
+  doubtedAt: Millis | undefined;
 }
 
 /** What a peer has once it was awake, called or heard. */

@@ -256,7 +256,7 @@ export class PeerDriver {
     const wasProven = time.now - use.provenAsleepAt < PROOF_KEPT;
     if (handshake) this.#deps.count("handshake-completed");
     if (handshake || isAnswer || wasProven) this.#establish(peer, use, source ?? { kind: "relay" });
-    else this.#handshakes.resolveCrossing(peer, use, this.#isSenior(peer), time.start);
+    else this.#handshakes.noteNothing(peer, use, this.#isSenior(peer), time.start);
     const { now } = time;
     if (peer.mode === "awake") this.#judgePath(peer, use, facts, now);
     if (peer.mode === "awake") this.#judgeSilence(peer, use, facts, now);

@@ -203,6 +203,24 @@ describe("handshakes of an awake peer, on an external device", () => {
     assert.equal(device.counters().get("sessions-begun-anew"), 1, "once");
   });
 
+  it("keeps its session when it was heard, however late the device is looked at", async () => {
+    const { device, peer, control, connect, pass, takeEvents } = setUp();
+    await connect(RELAY);
+    const { promise, resolve } = Promise.withResolvers<void>();
+    device.initiate(peer, [RELAY]);
+    await pass(1);
+    control.gate = promise;
+    await pass(150);
+    control.note(peer, { rxBytes: 32 });
+    device.initiate(peer, [RELAY]);
+    await pass(600);
+    resolve();
+    await pass(1);
+    assert.deepEqual(takeEvents(), ["established"]);
+    await pass(5_000);
+    assert.equal(device.counters().get("sessions-begun-anew"), undefined);
+  });
+
   it("is not taken back networks that another peer was given since when it begins anew", async () => {
     const { device, peer, control, connect, pass, set } = setUp();
     const shared = parsePrefix("10.0.0.0/8");

@@ -24,7 +24,7 @@ export interface PeerHandshakesDeps {
   readonly count: (name: string, by?: number) => void;
 }
 
-/** A peer with a session that is asked for a handshake has to be heard within this time, or begins anew. */
+/** A peer with a session that is asked for a handshake has to be heard within this time, or begins anew: a reading tells. */
 const QUESTION_PATIENCE: Millis = 500;
 /** Or when it is asked again after this, by a caller that knows how long an answer takes: an embedded device has ended the session. */
 const QUESTION_AGAIN: Millis = 100;
@@ -64,7 +64,7 @@ export class PeerHandshakes {
     use.tryingSince ??= now;
     if (freshInitiation(use, now)) this.#sendCopies(peer, use, use.initiatePaths);
     else if (!use.question) this.#ask(peer, use, now);
-    else if (now - use.question.since >= QUESTION_AGAIN) this.#beginAnew(peer, use, now);
+    else if (now - use.question.since >= QUESTION_AGAIN) this.#doubt(use);
   }
 
   #ask(peer: ExternalPeer, use: PeerUse, now: Millis): void {
@@ -72,8 +72,23 @@ export class PeerHandshakes {
     teller.prompt(peer, noteAsked(use, now));
     readings.look();
     if (!hasSession(use, now)) return;
-    const timer = clock.after(QUESTION_PATIENCE, () => this.#beginAnew(peer, use, clock.now()));
-    use.question = { since: now, timer };
+    const timer = clock.after(QUESTION_PATIENCE, () => this.#doubt(use));
+    use.question = { since: now, timer, doubtedAt: undefined };
+  }
+
+  /** Its time is over, as far as we know: what the device has read since shows when it is looked at. */
+  #doubt(use: PeerUse): void {
+    const { question } = use;
+    if (!question || question.doubtedAt !== undefined) return;
+    question.doubtedAt = this.#deps.clock.now();
+    this.#deps.readings.want(question.doubtedAt);
+  }
+
+  /** Of an awake peer, after a reading that began at `start` and showed neither a handshake nor an answer. */
+  noteNothing(peer: ExternalPeer, use: PeerUse, isSenior: boolean, start: Millis): void {
+    const doubtedAt = use.question?.doubtedAt;
+    if (doubtedAt !== undefined && start >= doubtedAt) this.#beginAnew(peer, use, this.#deps.clock.now());
+    else this.#resolveCrossing(peer, use, isSenior, start);
   }
 
   /** The device forgets the session or the handshake that nobody answered, and makes an initiation. */
@@ -142,8 +157,7 @@ export class PeerHandshakes {
     readings.want(use.crossedAt + CROSSING);
   }
 
-  /** Of an awake peer, after a reading that began at `start` and showed no handshake. */
-  resolveCrossing(peer: ExternalPeer, use: PeerUse, isSenior: boolean, start: Millis): void {
+  #resolveCrossing(peer: ExternalPeer, use: PeerUse, isSenior: boolean, start: Millis): void {
     const { crossedAt } = use;
     if (crossedAt === undefined || start - crossedAt < CROSSING) return;
     use.crossedAt = undefined;
