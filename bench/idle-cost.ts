@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { SIGNAL_BURST, SIGNAL_RATE } from "#agent/connections/message-budget.ts";
+import { forgetSessions } from "../lab/foreign-session.ts";
 import type { LabAgent, PerchNetwork } from "../lab/perch-network.ts";
 import { ensurePrivileges } from "../lab/rootless.ts";
 import { WakePair } from "../lab/wake-pair.ts";
@@ -8,7 +9,6 @@ import { type Bench, type BenchResult, quantile } from "./bench.ts";
 import { askProbe, BigLab } from "./big-lab.ts";
 import { Crowd } from "./crowd.ts";
 import { DeviceFilling } from "./device-filling.ts";
-import { forgetSessions } from "./foreign-session.ts";
 import { countDescriptors, countSleeps, processorTime, processTree, residentBytes } from "./process-cost.ts";
 
 const WATCH_MS = 10_000;

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { createDaemonClient, type DaemonClient } from "#agent/daemon/daemon-client.ts";
+import { forgetSessions } from "../lab/foreign-session.ts";
 import { createLab, type Lab } from "../lab/lab.ts";
 import { NAT } from "../lab/nat.ts";
 import { type LabAgent, PerchNetwork } from "../lab/perch-network.ts";
@@ -9,7 +10,6 @@ import { type WakeEnd, WakePair } from "../lab/wake-pair.ts";
 import { ensurePackages } from "../scripts/system-packages.ts";
 import { BareTunnel } from "./bare-handshake.ts";
 import { type Bench, type BenchOptions, type BenchResult, quantile } from "./bench.ts";
-import { forgetSessions } from "./foreign-session.ts";
 import { NebulaNetwork, nebulaVersion } from "./nebula.ts";
 
 /** Half of the one-way delay between two sites: 20 ms from any host to any other. */

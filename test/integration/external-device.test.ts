@@ -1,11 +1,12 @@
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 import type { TimelineEntry } from "#gen/daemon_pb.ts";
+import { forgetSessions } from "../../lab/foreign-session.ts";
 import { createLab, type Lab } from "../../lab/lab.ts";
 import { NAT } from "../../lab/nat.ts";
 import { PerchNetwork, waitFor } from "../../lab/perch-network.ts";
 import { hostPerSite } from "../../lab/topology.ts";
-import { WakePair } from "../../lab/wake-pair.ts";
+import { type WakeEnd, WakePair } from "../../lab/wake-pair.ts";
 
 /** Cold wakes for each pair. */
 const WAKES = Number(process.env.PERCH_EXTERNAL_WAKES ?? 3);
@@ -74,6 +75,24 @@ describe("agents whose WireGuard is wireguard-go", { skip: !isRoot && "needs roo
     });
   }
 
+  test("a later wake of a pair whose sessions are over is answered directly, where its data goes then", {
+    timeout: 60_000,
+  }, async () => {
+    await using pair = await WakePair.start(network, "alder", "dale");
+    await pair.wake("udp");
+    await Promise.all([pair.direct(pair.from), pair.direct(pair.to)]);
+    await pair.sleep();
+    await forgetSessions(pair);
+    const { result } = await pair.wake("udp", { count: 20, settleMs: 60 });
+    assert.deepEqual([result.received, result.duplicates], [result.sent, 0]);
+    for (const end of [pair.from, pair.to]) {
+      // The other end's data needs a moment to show in the device.
+      await waitFor(async () => (await proofOf(pair, end)) !== undefined, "a proof", 5_000);
+      assert.match((await proofOf(pair, end))!, /^handshake by \d/, story(await pair.story(end)));
+    }
+    await pair.sleep();
+  });
+
   test("a ping wakes, silence puts both to sleep, and the other side wakes as well", { timeout: 60_000 }, async () => {
     await using pair = await WakePair.start(network, "alder", "birch");
     for (const end of [pair.from, pair.to]) {
@@ -110,6 +129,11 @@ describe("agents whose WireGuard is wireguard-go", { skip: !isRoot && "needs roo
 });
 
 const isDirect = ({ event, detail }: TimelineEntry): boolean => event === "path" && detail.startsWith("direct");
+
+/** What the last wake's handshake came by. */
+async function proofOf(pair: WakePair, end: WakeEnd): Promise<string | undefined> {
+  return (await pair.story(end)).find(({ event }) => event === "connected")?.detail;
+}
 
 function story(timeline: readonly TimelineEntry[]): string {
   return timeline.map(({ sinceWakeMs, event, detail }) => `${sinceWakeMs?.toFixed(0)} ${event} ${detail}`).join("; ");

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { PublicKey } from "#base/keys.ts";
 import type { StatusHead } from "#gen/daemon_pb.ts";
-import type { WakeEnd, WakePair } from "../lab/wake-pair.ts";
+import type { WakeEnd, WakePair } from "./wake-pair.ts";
 
 /** A reading of so few peers that was under way is over by then. */
 const READING_MS = 20;
