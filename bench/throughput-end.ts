@@ -1,6 +1,8 @@
 import { randomBytes } from "node:crypto";
 import { createInterface } from "node:readline";
+import type { Prefix } from "#base/ip.ts";
 import { openExternalDevice } from "#wireguard/external/open-external-device.ts";
+import type { FilterRule } from "#wireguard/filter.ts";
 import {
   createEmbeddedDevice,
   PrivateKey,
@@ -13,9 +15,11 @@ import {
 } from "#wireguard/index.ts";
 
 /**
- * One end of the throughput bench: a device with one peer, until stdin closes. Says `ready` when it is there, and its counters
- * as a line of JSON for each line of stdin.
+ * Access rules that let the peer do what the bench does: `all` as a network's default policy says, everybody may do everything;
+ * `limited` by protocol.
  */
+export type BenchRules = "none" | "all" | "limited";
+
 export interface EndOptions {
   readonly device: "embedded" | "wireguard-go";
   readonly privateKey: string;
@@ -25,8 +29,9 @@ export interface EndOptions {
   readonly port: number;
   readonly mtu: number;
   readonly asleepPeers: number;
-  /** Enforce rules that let the peer do what the bench does. */
-  readonly filter: boolean;
+  /** Of the tunnel: what rules are about. */
+  readonly address: string;
+  readonly rules: BenchRules;
 }
 
 const options = JSON.parse(process.argv[2]!) as EndOptions;
@@ -38,13 +43,22 @@ for (let i = 0; i < options.asleepPeers; i++) {
   const allowedIps = [parsePrefix(`100.${64 + (i >> 16)}.${(i >> 8) & 255}.${i & 255}/32`)];
   device.setPeer(PublicKey.fromBytes(randomBytes(32)), { mode: "asleep", allowedIps });
 }
-if (options.filter) {
+if (options.rules !== "none") {
+  const destination = parsePrefix(`${options.address}/32`);
+  const accept = (source: Prefix, protocol: FilterRule["protocol"]): FilterRule => ({
+    source,
+    destination,
+    protocol,
+    verdict: "accept",
+  });
   const source = parsePrefix(options.allowedIp);
   const strangers = Array.from({ length: 1000 }, (_, i) => parsePrefix(`100.127.${i >> 8}.${i & 255}/32`));
+  const isLimited = options.rules === "limited";
+  const protocols = isLimited ? (["tcp", "udp", "icmp"] as const) : (["all"] as const);
   device.setFilter({
     inbound: [
-      ...(["tcp", "udp", "icmp"] as const).map((protocol) => ({ source, protocol, verdict: "accept" }) as const),
-      ...strangers.map((stranger) => ({ source: stranger, protocol: "tcp", verdict: "accept" }) as const),
+      ...protocols.map((protocol) => accept(source, protocol)),
+      ...strangers.map((stranger) => accept(stranger, isLimited ? "tcp" : "all")),
     ],
     otherwise: "drop",
   });

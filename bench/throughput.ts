@@ -12,19 +12,23 @@ const SETTLE_MS = 200_000;
 const IDLE_SECONDS = 10;
 const IDLE_PEERS = 50_000;
 /** Measured beside the others in the first setup, to see what access rules cost. */
-const FILTERED: Program = { kind: "perch", name: "perch, filter on", filter: true };
+const FILTERED: Program = { kind: "perch", name: "perch, filter on", rules: "limited" };
 const FLOOD_PER_SECOND = 2_000;
 const BARE = { kind: "wireguard-go", name: "wireguard-go (Debian)", binary: "wireguard-go" } as const satisfies Program;
 /** What access rules need of the kernel, without the rules. */
 const TRACKED: Program = { ...BARE, name: "wireguard-go (Debian), tracked", tracking: true };
-/** An agent always enforces access rules; without them is what the device alone costs. */
+/**
+ * What the device alone costs; with a network's default policy, everybody may do everything; and with rules that say less, which
+ * need the kernel to track connections, so that they are no more than shown.
+ */
 const EXTERNAL = [
   { kind: "perch", name: "perch --device wireguard-go", device: "wireguard-go" },
-  { kind: "perch", name: "perch --device wireguard-go, filter on", device: "wireguard-go", filter: true },
+  { kind: "perch", name: "perch --device wireguard-go, all allowed", device: "wireguard-go", rules: "all" },
+  { kind: "perch", name: "perch --device wireguard-go, limited rules", device: "wireguard-go", rules: "limited" },
 ] as const satisfies readonly Program[];
 /** The issue's bar: of what bare wireguard-go does on the same links. */
 const EXTERNAL_SHARE = 0.95;
-/** Medians of so few differ by less than the bar leaves. */
+/** The bar is for the median of shares, each of two neighbours in time; of so few they differ by less than the bar leaves. */
 const EXTERNAL_ROUNDS = 11;
 
 /** What is measured of each tunnel in each round. */
@@ -109,11 +113,11 @@ function setups({ quick }: BenchOptions): Setup[] {
 
 async function compare(setup: Setup, programs: readonly Program[], options: BenchOptions): Promise<BenchResult[]> {
   const rounds = options.quick ? 1 : 5;
-  const medianOf = await measureRounds(setup, programs, rounds, options);
-  return setup.figures.map((figure): BenchResult => {
-    const { name, unit } = figure;
-    const others = Object.fromEntries(programs.slice(1).map((program) => [program.name, medianOf(figure, program)]));
-    return { name: `${name}, ${setup.label}`, unit, perch: medianOf(figure, programs[0]!), others, samples: rounds };
+  const samples = await measureRounds(setup, programs, rounds, options);
+  return setup.figures.map(({ name, unit }): BenchResult => {
+    const medianOf = (program: Program): number => quantile(samples.get(name)!.get(program)!, 0.5);
+    const others = Object.fromEntries(programs.slice(1).map((program) => [program.name, medianOf(program)]));
+    return { name: `${name}, ${setup.label}`, unit, perch: medianOf(programs[0]!), others, samples: rounds };
   });
 }
 
@@ -122,30 +126,32 @@ async function external(embedded: Program, options: BenchOptions): Promise<Bench
   const { quick } = options;
   const rounds = quick ? 1 : EXTERNAL_ROUNDS;
   const [whole] = setups(options) as [Setup];
-  const isBound = ({ unit }: Figure): boolean => unit !== "MB";
   const setup = quick ? { ...whole, figures: whole.figures.filter((_, index) => index % 3 === 0) } : whole;
-  const medianOf = await measureRounds(setup, [embedded, BARE, TRACKED, ...EXTERNAL], rounds, options);
-  return EXTERNAL.flatMap((program) =>
-    setup.figures.map((figure): BenchResult => {
-      const bare = medianOf(figure, BARE);
-      const bound = figure.isCost ? { bar: bare / EXTERNAL_SHARE } : { least: bare * EXTERNAL_SHARE };
-      return {
-        name: `${figure.name}, ${setup.label}, ${program.name.replace("perch ", "")}`,
-        unit: figure.unit,
-        perch: medianOf(figure, program),
-        others: {
-          [BARE.name]: bare,
-          [TRACKED.name]: medianOf(figure, TRACKED),
-          "embedded device": medianOf(figure, embedded),
-        },
-        samples: rounds,
-        ...(isBound(figure) && bound),
-      };
-    }),
-  );
+  const samples = await measureRounds(setup, [embedded, BARE, TRACKED, ...EXTERNAL], rounds, options);
+  const rows = ({ name, unit, isCost }: Figure): BenchResult[] => {
+    const of = (program: Program): readonly number[] => samples.get(name)!.get(program)!;
+    const median = (program: Program): number => quantile(of(program), 0.5);
+    /** Of each round, so that what the machine does meanwhile is the same for both. */
+    const share = (program: Program): number =>
+      quantile(
+        of(program).map((value, round) => 100 * (isCost ? of(BARE)[round]! / value : value / of(BARE)[round]!)),
+        0.5,
+      );
+    const others = { [BARE.name]: median(BARE), [TRACKED.name]: median(TRACKED), "embedded device": median(embedded) };
+    return EXTERNAL.flatMap((program): BenchResult[] => {
+      const title = `${name}, ${setup.label}, ${program.name.replace("perch ", "")}`;
+      const absolute = { name: title, unit, perch: median(program), others, samples: rounds };
+      if (unit === "MB") return [absolute];
+      const shares = { name: `${title}: share of bare`, unit: "%", perch: share(program), samples: rounds };
+      const bar = program === EXTERNAL[2] ? {} : { least: 100 * EXTERNAL_SHARE };
+      return [absolute, { ...shares, others: { [TRACKED.name]: share(TRACKED) }, ...bar }];
+    });
+  };
+  return setup.figures.flatMap(rows);
 }
 
-type MedianOf = (figure: Figure, program: Program) => number;
+/** By the figure's name and by program, one for each round. */
+type Samples = ReadonlyMap<string, ReadonlyMap<Program, readonly number[]>>;
 
 /** One program after the other, in each round the other way round than before, so that none always comes behind the same. */
 async function measureRounds(
@@ -153,16 +159,16 @@ async function measureRounds(
   programs: readonly Program[],
   rounds: number,
   { say }: BenchOptions,
-): Promise<MedianOf> {
-  const values = new Map<Figure, Map<Program, number[]>>();
+): Promise<Samples> {
+  const all = new Map<string, Map<Program, number[]>>();
   await using stack = new AsyncDisposableStack();
   const tunnels: TunnelPair[] = [];
   for (const program of programs) tunnels.push(stack.use(await TunnelPair.start(program, setup)));
   for (let round = 1; round <= rounds; round++) {
     for (const figure of setup.figures) {
       const line: string[] = [];
-      const samples = values.get(figure) ?? new Map<Program, number[]>();
-      values.set(figure, samples);
+      const samples = all.get(figure.name) ?? new Map<Program, number[]>();
+      all.set(figure.name, samples);
       for (const tunnel of round % 2 === 0 ? tunnels.toReversed() : tunnels) {
         const { program } = tunnel;
         const value = await figure.measure(tunnel);
@@ -172,7 +178,7 @@ async function measureRounds(
       say(`${setup.label}, round ${round} of ${rounds}: ${figure.name}, ${figure.unit}: ${line.join(", ")}`);
     }
   }
-  return (figure, program) => quantile(values.get(figure)!.get(program)!, 0.5);
+  return all;
 }
 
 /** How much of its rate one TCP stream keeps while handshakes arrive at the end that receives it. */

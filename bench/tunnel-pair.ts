@@ -9,7 +9,7 @@ import { PrivateKey } from "#base/keys.ts";
 import type { Host } from "../lab/host.ts";
 import { createVethPair, type VethOptions, type VethPair } from "../lab/veth.ts";
 import { countSleeps, processTree, residentBytes } from "./process-cost.ts";
-import type { EndOptions } from "./throughput-end.ts";
+import type { BenchRules, EndOptions } from "./throughput-end.ts";
 
 const run = promisify(execFile);
 export const OUTER_PORT = 51820;
@@ -18,15 +18,15 @@ const INNER = ["10.99.0.1", "10.99.0.2"] as const;
 /** A WireGuard that the bench runs at both ends of a tunnel. */
 export type Program =
   /**
-   * `device`: default `embedded`. `checkout`: a directory with another state of Perch; default this one. `filter`: both ends
-   * enforce access rules.
+   * `device`: default `embedded`. `checkout`: a directory with another state of Perch; default this one. `rules`: what both ends
+   * enforce, default `none`.
    */
   | {
       readonly kind: "perch";
       readonly name: string;
       readonly device?: EndOptions["device"];
       readonly checkout?: string;
-      readonly filter?: boolean;
+      readonly rules?: BenchRules;
     }
   /** `tracking`: the kernel tracks connections at both ends, as it does for any firewall that knows replies. */
   | { readonly kind: "wireguard-go"; readonly name: string; readonly binary: string; readonly tracking?: boolean };
@@ -105,7 +105,7 @@ export class TunnelPair implements AsyncDisposable {
 
   #perch(me: 0 | 1, { innerMtu, asleepPeers = 0 }: TunnelOptions): ChildProcess {
     const other = me === 0 ? 1 : 0;
-    const { device = "embedded", checkout, filter = false } = this.program as Program & { kind: "perch" };
+    const { device = "embedded", checkout, rules = "none" } = this.program as Program & { kind: "perch" };
     const options: EndOptions = {
       device,
       privateKey: this.keys[me].toBase64(),
@@ -115,7 +115,8 @@ export class TunnelPair implements AsyncDisposable {
       port: OUTER_PORT,
       mtu: innerMtu,
       asleepPeers,
-      filter,
+      address: INNER[me],
+      rules,
     };
     const script = join(checkout ?? resolve(import.meta.dirname, ".."), "bench/throughput-end.ts");
     // As scripts/node starts Perch.
