@@ -129,3 +129,59 @@ export async function grows(count: () => number): Promise<boolean> {
   for (let i = 0; i < 100 && count() < before + 5; i++) await sleep(50);
   return count() >= before + 5;
 }
+
+/** Sends a datagram every 20 ms from a port to another host's; how many came from there. */
+export class UdpTalker {
+  count = 0;
+
+  constructor(from: Place, port: number, to: string, toPort: number) {
+    follow(from.spawn(process.execPath, "-e", UDP_TALKER, String(port), to, String(toPort)), (count: number) => {
+      this.count = count;
+    });
+  }
+
+  grows(): Promise<boolean> {
+    return grows(() => this.count);
+  }
+}
+
+const UDP_TALKER = `
+const [port, address, toPort] = process.argv.slice(1);
+const socket = require("node:dgram").createSocket(address.includes(":") ? "udp6" : "udp4");
+let count = 0;
+socket.on("message", () => { count++; }).on("error", () => {});
+socket.bind(Number(port), () => setInterval(() => socket.send("x", Number(toPort), address), 20));
+setInterval(() => console.log(count), 50);`;
+
+/** A connection to a service that sends by itself; how many bytes came. The program only listens. */
+export class Download {
+  count = 0;
+
+  /** The service is made on `server` first. */
+  static async start(from: Place, server: Place, address: string, port: number): Promise<Download> {
+    const service = server.spawn(process.execPath, "-e", SENDER, String(port));
+    await new Promise((ready) => service.stdout!.once("data", ready));
+    const download = new Download();
+    follow(from.spawn(process.execPath, "-e", LISTENER, address, String(port)), (count: number) => {
+      download.count = count;
+    });
+    return download;
+  }
+
+  grows(): Promise<boolean> {
+    return grows(() => this.count);
+  }
+}
+
+const SENDER = `
+const server = require("node:net").createServer((socket) => {
+  const timer = setInterval(() => socket.write("x"), 20);
+  socket.on("error", () => {}).on("close", () => clearInterval(timer));
+});
+server.listen(Number(process.argv[1]), "::", () => console.log("ready"));`;
+
+const LISTENER = `
+const [address, port] = process.argv.slice(1);
+let count = 0;
+require("node:net").connect(Number(port), address).on("data", (data) => { count += data.length; }).on("error", () => {});
+setInterval(() => console.log(count), 50);`;
