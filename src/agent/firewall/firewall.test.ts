@@ -11,7 +11,9 @@ import {
   RuleAction,
   RuleProtocol,
 } from "#gen/management_pb.ts";
+import { encodeCompactPrefix } from "#management/protocol/compact-prefix.ts";
 import type { WireGuardDevice } from "#wireguard/device.ts";
+import { OpenSources, type RuleForm } from "#wireguard/external/open-sources.ts";
 import { type FilterRules, groupBySource, type SourceRule } from "#wireguard/filter.ts";
 import { Firewall } from "./firewall.ts";
 
@@ -205,4 +207,32 @@ test("rules about the whole network come with the last part and stay until anoth
   assert.deepEqual(device.rules, [both[1]]);
   firewall.applyPart(part([]));
   assert.deepEqual(device.rules, []);
+});
+
+test("what the default policy of a network comes to needs no connection tracking in an external device", () => {
+  const all = (PeerIP: string, source?: string): RuleInit => ({
+    PeerIP,
+    Protocol: RuleProtocol.ALL,
+    ...(source !== undefined && { sourcePrefixes: [encodeCompactPrefix(parsePrefix(source))] }),
+  });
+  const peers = ["100.64.0.2/32", "fd00::2/128", "100.64.0.3/32", "fd00::3/128"];
+  const addresses = peers.map((text) => text.split("/")[0]!);
+  for (const rules of [
+    addresses.map((address) => all(address)),
+    peers.map((source, index) => all(addresses[index]!, source)),
+    [all("0.0.0.0"), all("::")],
+    [all("100.64.0.0", "100.64.0.0/16"), all("fd00::", "fd00::/64")],
+  ]) {
+    const { device, firewall } = setup();
+    const formOf = (): RuleForm => {
+      const open = new OpenSources();
+      open.movePrefixes([], peers.map(parsePrefix));
+      for (const [text, own] of device.bySource) open.setRules(parsePrefix(text), own);
+      return open.form;
+    };
+    firewall.applyMap(map(rules));
+    assert.equal(formOf(), "open");
+    firewall.applyMap(map(rules.slice(1)));
+    assert.equal(formOf(), "tracked");
+  }
 });

@@ -1,4 +1,4 @@
-import { formatPrefix, type IpAddress, isHostPrefix, isV6, maskPrefix, type Prefix } from "#base/ip.ts";
+import { formatPrefix, type IpAddress, isHostPrefix, isV6, maskPrefix, type Prefix, prefixContains } from "#base/ip.ts";
 import type { FilterVerdict, SourceRule } from "../filter.ts";
 
 /**
@@ -26,7 +26,8 @@ const ANYWHERE = "anywhere";
  * replies: not so when no rule drops, and each prefix lies within a source that may do everything. Of a rule for one destination
  * that is so while all such rules of the family name the same one, which is our own address then.
  *
- * Pure. A change of a peer, and of the rules of a peer's address, costs a few look-ups, however many there are.
+ * Pure. A change of a peer, and of the rules of an address, costs a few look-ups, however many there are; one of the rules of a
+ * network costs a look at all peers.
  */
 export class OpenSources {
   readonly #families = { 4: new Family(), 6: new Family() };
@@ -69,8 +70,6 @@ class Family {
   readonly #peers: ByPrefix<number> = new Map();
   /** Sources that may do everything. */
   readonly #open: ByPrefix<Place> = new Map();
-  /** Prefixes of peers by the network that they lie in, for each length of open sources that are networks. */
-  readonly #within: ByPrefix<Map<string, Prefix>> = new Map();
   /** Of the open sources, by name. */
   readonly #places = new Map<string, Place>();
   /** Prefixes of peers that lie in no open source. */
@@ -86,8 +85,6 @@ class Family {
     put(this.#peers, prefix, known + 1);
     if (known > 0) return;
     if (!this.#isInOpen(prefix)) this.#closed++;
-    for (const [length, networks] of this.#within)
-      if (length <= bits) prefixesOf(networks, address, length).set(formatPrefix(prefix), prefix);
   }
 
   removePrefix(prefix: Prefix): void {
@@ -97,8 +94,6 @@ class Family {
     if (known !== 1) return;
     take(this.#peers, prefix);
     if (!this.#isInOpen(prefix)) this.#closed--;
-    for (const [length, networks] of this.#within)
-      if (length <= bits) prefixesOf(networks, address, length).delete(formatPrefix(prefix));
   }
 
   /** The source may do everything in this place; undefined: nowhere. */
@@ -109,7 +104,6 @@ class Family {
     if (name === undefined) {
       take(this.#open, source);
       for (const prefix of this.#prefixesIn(source)) if (!this.#isInOpen(prefix)) this.#closed++;
-      if (!this.#open.has(source.bits)) this.#within.delete(source.bits);
       return;
     }
     const place = this.#places.get(name) ?? { name, sources: 0 };
@@ -125,36 +119,17 @@ class Family {
     return false;
   }
 
-  /** The prefixes of peers that lie within this one. */
-  #prefixesIn(network: Prefix): Iterable<Prefix> {
-    const { address, bits } = network;
-    if (isHostPrefix(network)) return this.#peers.get(bits)?.has(address) ? [network] : [];
-    let networks = this.#within.get(bits);
-    if (!networks) {
-      networks = new Map();
-      for (const [length, addresses] of this.#peers) {
-        if (length < bits) continue;
-        for (const one of addresses.keys()) {
-          const prefix = { address: one, bits: length };
-          prefixesOf(networks, one, bits).set(formatPrefix(prefix), prefix);
-        }
-      }
-      this.#within.set(bits, networks);
+  /** The prefixes of peers that lie within this one; looks at all of them where it is a network. */
+  *#prefixesIn(network: Prefix): Iterable<Prefix> {
+    if (isHostPrefix(network)) {
+      if (this.#peers.get(network.bits)?.has(network.address)) yield network;
+      return;
     }
-    return prefixesOf(networks, address, bits).values();
+    for (const [bits, addresses] of this.#peers) {
+      if (bits < network.bits) continue;
+      for (const address of addresses.keys()) if (prefixContains(network, address)) yield { address, bits };
+    }
   }
-}
-
-/** The prefixes known in the network of that length in which the address lies. */
-function prefixesOf(
-  networks: Map<IpAddress, Map<string, Prefix>>,
-  address: IpAddress,
-  bits: number,
-): Map<string, Prefix> {
-  const network = maskPrefix({ address, bits }).address;
-  const known = networks.get(network) ?? new Map<string, Prefix>();
-  networks.set(network, known);
-  return known;
 }
 
 /** Where the rules let in everything; undefined: nowhere, or in more than one place. */

@@ -159,7 +159,7 @@ export interface PacketRules extends AsyncDisposable {
   movePrefixes(before: readonly Prefix[], now: readonly Prefix[]): void;
   /** Resolves when all that was asked for is in force, or has failed. */
   settled(): Promise<void>;
-  /** What was dropped (`drop-filter`), maybe as it was a moment ago. */
+  /** What was dropped (`drop-filter`), maybe as it was a moment ago, and whether replies are told apart (`filter-tracked`, 0 or 1). */
   counters?(): ReadonlyMap<string, number>;
   /** Lets everything pass again and leaves nothing behind; idempotent. */
   close(): Promise<void>;
