@@ -17,7 +17,7 @@ const STUN_PORT = 3478;
 const READY_TIMEOUT: Millis = 90_000;
 const EXIT_TIMEOUT: Millis = 10_000;
 
-/** Devices of the agents, in turn; empty: what `auto` is. Such as `wireguard-go` or `wireguard-go,embedded`. */
+/** Devices of the agents, in turn; empty: the default. Such as `wireguard-go` or `wireguard-go,embedded`. */
 const LAB_DEVICES = (process.env.PERCH_LAB_DEVICES ?? "").split(",").filter(Boolean);
 /** Names of interfaces given out by this process. */
 let interfacesNamed = 0;

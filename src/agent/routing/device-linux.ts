@@ -12,6 +12,7 @@ import {
 } from "#wireguard/external/open-external-device.ts";
 import type { TimestampMark } from "#wireguard/timestamp-mark.ts";
 import type { AgentSettings } from "../control.ts";
+import { AgentError } from "../errors.ts";
 import { DeviceRecordStore } from "./device-record.ts";
 
 export interface DeviceDeps {
@@ -25,8 +26,10 @@ export interface DeviceOptions
   readonly device: AgentSettings["device"];
 }
 
-/** Up to so many peers of a device that is not ours have a local socket each: for measurements. Default: the device's own. */
+/** Up to so many peers of a device that is not ours have a local socket each; 0: all share one. Default: the device's own. */
 export const LOCAL_SOCKETS_VARIABLE = "PERCH_LOCAL_SOCKETS_MAX";
+/** More than any process may have open. */
+const LOCAL_SOCKETS_BOUND = 1_000_000;
 
 /** What somebody who ran `perch up` can do about a device that cannot be made. */
 const ADVICE: Readonly<Record<string, string>> = {
@@ -75,8 +78,10 @@ export async function probeDevice(
   }: Pick<AgentSettings, "device" | "interfaceName" | "wireguardPort">,
 ): Promise<void> {
   try {
-    if (choice !== "embedded" && (await probeExternalDevice(externalDeps(deps), { choice, interfaceName, listenPort })))
-      return;
+    if (choice !== "embedded") {
+      readLocalSocketsMax();
+      if (await probeExternalDevice(externalDeps(deps), { choice, interfaceName, listenPort })) return;
+    }
     closeUdpPair(openUdpPair({ port: listenPort }));
     closeTun(openTun({ name: interfaceName }));
   } catch (error) {
@@ -84,9 +89,13 @@ export async function probeDevice(
   }
 }
 
+/** Throws AgentError `setting-invalid`. */
 function readLocalSocketsMax(): number | undefined {
   const text = process.env[LOCAL_SOCKETS_VARIABLE] ?? "";
-  return /^\d{1,9}$/.test(text) ? Number(text) : undefined;
+  if (text === "") return undefined;
+  if (/^\d{1,7}$/.test(text) && Number(text) <= LOCAL_SOCKETS_BOUND) return Number(text);
+  const what = `${LOCAL_SOCKETS_VARIABLE} in the daemon's environment`;
+  throw new AgentError("setting-invalid", `${what} must be 0 to ${LOCAL_SOCKETS_BOUND}, got ${JSON.stringify(text)}`);
 }
 
 function externalDeps({ clock, log, stateDir }: DeviceDeps): OpenExternalDeps {
