@@ -39,6 +39,13 @@ test("a program whose owner died is ended by its mark, another one of the same n
   other.kill("SIGKILL");
 });
 
+test("what is left of a program that ended with its owner is told of, too", async () => {
+  using world = setUp();
+  world.write();
+  const { done, problems } = await restoreDevice(world.store);
+  assert.deepEqual({ done, problems }, { done: ["took away what was left of the interface perchnone0"], problems: [] });
+});
+
 test("a record that is none of ours is told and left alone", async () => {
   using world = setUp();
   writeFileSync(

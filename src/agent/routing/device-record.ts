@@ -50,7 +50,7 @@ export async function restoreDevice(store: DeviceRecordStore): Promise<Restorati
     // An interface of that name now is somebody else's, and so is its filter.
     if (!interfaceExists(mark.interfaceName)) await removeNftRules(mark.interfaceName);
     store.remove();
-    return { done: ended === undefined ? [] : [ended], problems: [] };
+    return { done: [ended ?? `took away what was left of the interface ${mark.interfaceName}`], problems: [] };
   } catch (error) {
     return { done: [], problems: [`cannot take the tunnel's device away: ${messageOf(error)}`] };
   }

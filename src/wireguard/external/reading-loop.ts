@@ -26,7 +26,7 @@ export class ReadingLoop {
   readonly #pace = new ReadingPace();
   readonly #timer: DeadlineTimer;
   #reading: Promise<void> | undefined;
-  #failing = false;
+  #failures = 0;
   #closed = false;
   #count = 0;
 
@@ -80,13 +80,13 @@ export class ReadingLoop {
       const reading = await control.read();
       if (this.#closed || control !== this.#deps.control()) return;
       this.#count++;
-      this.#failing = false;
+      this.#failures = 0;
       const busy = take(reading, { start, now: clock.now(), wall: clock.wall(), settled });
       this.#pace.note(start, clock.now(), busy);
     } catch (error) {
       if (this.#closed) return;
-      if (!this.#failing) log.warn("device cannot be read", { err: messageOf(error) });
-      this.#failing = true;
+      // A single one is that of a device which just died, of which others tell.
+      if (++this.#failures === 2) log.warn("device cannot be read", { err: messageOf(error) });
       // What was asked for is still to be shown, and what such a reading took says nothing of the next.
       this.#pace.pauseUntil(clock.now() + FAILURE_PAUSE);
     }
