@@ -445,10 +445,11 @@ export class ExternalDevice implements WireGuardDevice {
   }
 
   async #close(): Promise<void> {
+    const { backend, localEnds, sharedPort, rules } = this.#parts;
     for (const unsubscribe of this.#unsubscribe) unsubscribe();
+    rules.events.on("failed", ({ reason }) => this.#log.warn("access rules may be left behind", { reason }));
     this.#tellingAnew?.cancel();
     for (const { use } of this.#watched) if (use) endUse(use);
-    const { backend, localEnds, sharedPort, rules } = this.#parts;
     // Calls that a stuck device never answers end with the backend.
     const calls = Promise.all([this.#readings.close(), this.#batch.close()]);
     // Sockets first: taking the rules away needs descriptors. The backend last, as its record speaks for the rules too.
