@@ -202,6 +202,16 @@ describe("wireguard-go as a backend", { skip, timeout: 20_000, concurrency: 4 },
     assertNothingLeft(backend.interfaceName);
   });
 
+  it("leaves nothing behind when it is closed the moment the program runs again", async () => {
+    const run = await watched(freshName());
+    const { backend } = run;
+    const { promise: closed, resolve } = Promise.withResolvers<void>();
+    backend.events.on("restarted", () => resolve(backend.close()));
+    process.kill(processesOf(backend.interfaceName)[0]!, "SIGKILL");
+    await closed;
+    assertNothingLeft(backend.interfaceName);
+  });
+
   it("closes while the program starts again", async () => {
     const run = await watched(freshName());
     process.kill(processesOf(run.backend.interfaceName)[0]!, "SIGKILL");

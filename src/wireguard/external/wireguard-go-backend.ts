@@ -114,7 +114,8 @@ class WireguardGoBackend implements Backend {
     signal.addEventListener("abort", () => resolve(undefined));
     let process = first;
     let gone: string | undefined;
-    while (!signal.aborted) {
+    // Also when we were closed as the next one had just begun: it is to end as well.
+    for (;;) {
       const reason = await Promise.race([this.#watchOver(process), closing]);
       await this.#control[Symbol.asyncDispose]();
       if (reason === undefined) {

@@ -141,6 +141,14 @@ test("local ends say that nobody reads for them when their thread was given up",
   assert.match(await failed, /^the thread that reads its sockets died too often: .*closed while it was watched/);
 });
 
+test("500 peers have a socket each where nobody says otherwise, and the next one is the first of many", async (t: TestContext) => {
+  await using ends = createLocalEnds({ clock: new ManualClock(), log: silentLogger }, { devicePort: 1 });
+  for (const key of keys(500)) ends.open(key);
+  t.assert.strictEqual(ends.name, "loopback-sockets");
+  ends.open(someKey());
+  t.assert.strictEqual(ends.name, "loopback-mac1");
+});
+
 test("a threshold of nothing shares from the first peer on", async (t: TestContext) => {
   const clock = new ManualClock();
   await using ends = createLocalEnds({ clock, log: silentLogger }, { devicePort: 1, threshold: 0 });
