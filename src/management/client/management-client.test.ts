@@ -173,6 +173,19 @@ test("a web server, a proxy that says 403, and TLS where none is spoken are all 
   await new Promise((resolve) => proxy.close(resolve));
 });
 
+test("a stream that is reset without an answer is called unreachable, and not an answer", async () => {
+  const resetting = createServer();
+  resetting.on("stream", (stream) => stream.close(8));
+  await new Promise<void>((resolve) => resetting.listen(0, "127.0.0.1", resolve));
+  await using client = newClient(`http://127.0.0.1:${(resetting.address() as AddressInfo).port}`);
+  await assert.rejects(
+    client.login({ meta: meta() }),
+    hasCode("unreachable", /: GetServerKey ended without an answer \(http\/2 stream closed/),
+  );
+  await client.close();
+  await new Promise((resolve) => resetting.close(resolve));
+});
+
 test("sync reads the server key before each opening, comes back after an end in order and after garbage", async () => {
   let openings = 0;
   const lines: LogFields[] = [];

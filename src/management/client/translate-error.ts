@@ -50,8 +50,10 @@ export function toManagementError(reason: unknown, context: CallContext): Manage
     new ManagementError("unreachable", `cannot reach management at ${url}: ${why}`, { cause: reason, retryable: true });
   // Status codes that no server chose: connect makes PERMISSION_DENIED of an HTTP 403 and of some HTTP/2 resets, and
   // acting on that would deregister a peer because of a proxy.
-  const synthetic = /^(HTTP \d{3}|http\/2 stream closed|unsupported content type)/.test(error.rawMessage);
-  if (synthetic) return unreachable(`it answered ${JSON.stringify(error.rawMessage)} to ${call}, not gRPC`);
+  if (/^(HTTP \d{3}|unsupported content type)/.test(error.rawMessage))
+    return unreachable(`it answered ${JSON.stringify(error.rawMessage)} to ${call}, not gRPC`);
+  if (error.rawMessage.startsWith("http/2 stream closed"))
+    return unreachable(`${call} ended without an answer (${error.rawMessage})`);
   const cause = rootCause(error);
   if (cause) return unreachable(cause);
   const said = `${url} refused ${describeCall(context, error.rawMessage)}: ${error.rawMessage || Code[error.code]}`;
