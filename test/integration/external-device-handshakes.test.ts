@@ -6,8 +6,8 @@ import { DevicePair } from "./device-compliance/device-pair.ts";
 
 /** One way: what leaves both ends within it crosses. */
 const DELAY_MS = 150;
-/** Sooner than WireGuard's own retry, 5 s. */
-const NO_RETRY_S = "4";
+/** Pings, one a second: over before WireGuard's own retry, 5 s. */
+const PINGS = 4;
 
 describe("handshakes between two devices that are wireguard-go", {
   skip: missingForLab(),
@@ -49,10 +49,12 @@ describe("handshakes between two devices that are wireguard-go", {
     assert.equal(await a.ping(b.address, 2, 0.05, "-W", "5"), 2);
     await Promise.all([a.event("established"), b.event("established")]);
     await Promise.all([a.restart(), b.restart()]);
-    assert.equal(await a.ping(b.address, 1, 1, "-W", NO_RETRY_S), 1);
+    // What waits in a device that begins anew is lost.
+    const answered = await a.ping(b.address, PINGS, 1, "-W", "1");
     const crossed = await Promise.all([a, b].map((end) => end.call<Record<string, number>>("counters")));
     const counts = crossed.map((counters) => counters["handshakes-crossed"] ?? 0);
-    t.diagnostic(`begun anew: ${counts.join(" and ")}`);
+    t.diagnostic(`begun anew: ${counts.join(" and ")}, ${answered} of ${PINGS} answered`);
+    assert.ok(answered > 0);
     assert.ok(counts[0]! + counts[1]! <= 1, "one end only");
   });
 });
