@@ -1,23 +1,23 @@
 import type { RuleForm } from "./open-sources.ts";
 
 /*
- * The chains around the rules in the two forms of the table, in the language of nft(8). `judge` has what comes from the interface,
- * `leave` what goes into it, `refuse` what the rules do not let in:
+ * The chains around the rules in the two forms of the table, in the language of nft(8). `inbound` has what comes from the interface,
+ * `outbound` what goes into it, and holds nothing back; `refuse` has what the rules do not let in:
  *
- *   tracked   judge    reply of a tracked flow ─▶ replies       the flow began here: in
- *                      ICMP error about a tracked flow ─▶ in
- *                      else ─▶ rules4, rules6                   every packet of a flow that began outside: a change of the rules is
- *                                                               in force with its next one
- *   open      judge    all ─▶ rules4, rules6                    no expression of connection tracking is in the table, so the kernel
- *                                                               does not do it for us; it costs a tenth of a tunnel's throughput
- *   both      refuse   of a flow in `ours` ─▶ in, else dropped
+ *   tracked   inbound   reply of a tracked flow ─▶ replies      the flow began here: in
+ *                       ICMP error about a tracked flow ─▶ in
+ *                       else ─▶ rules4, rules6                  every packet of a flow that began outside: a change of the rules
+ *                                                               is in force with its next one
+ *   open      inbound   all ─▶ rules4, rules6                   no expression asks for connection tracking, which the kernel would
+ *                                                               do for all packets of the machine then
+ *   both      refuse    of a flow in `ours` ─▶ in, else dropped
  *
- * Flows outlive the form that the table had when they began, and who finds one half way does not know who began it. So two sets
- * for each family know it, by address and port of the remote and the local end:
+ * Flows outlive the form that the table had when they began, and who finds one half way does not know who began it. So sets of each
+ * family know it, by address and port of the remote and the local end:
  *
  *   ours      began here      open: TCP that is opened, all UDP; tracked: UDP
- *   theirs    began outside   the same, of TCP only at ports where programs ask, since services listen below; there, TCP that is
- *                             found half way on its way out is one of theirs too
+ *   theirs    began outside   the same; tracked: also TCP that is found half way on its way out of a port where services listen
+ *   known     UDP that was looked at a moment ago, and need not be for the next packets
  *
  * What is in `theirs` is for the rules to judge, whatever connection tracking says; what is in `ours` comes in, whatever the rules
  * say. A flow that is in neither began here when its first packet goes out.
@@ -28,6 +28,8 @@ const FAMILIES: readonly Family[] = [4, 6];
 type Owner = "ours" | "theirs";
 const OWNERS: readonly Owner[] = ["ours", "theirs"];
 
+/** Linux has connection tracking at -200, destination NAT at -100 and source NAT at 100 (NF_IP_PRI_*). */
+const HOOKS = { inbound: "prerouting priority -150", outbound: "postrouting priority 110" } as const;
 /** As in the embedded filter: programs ask from ports at or above this one, services listen below. */
 const FIRST_EPHEMERAL_PORT = 32_768;
 /** Flows that are remembered by each set. Beyond, it is as if they were older than the rules. */
@@ -38,8 +40,8 @@ const CLOSED_TCP_FOR = "2m";
 /** A flow that is not remembered any more is ours when its next packet goes out, so theirs are kept longer. */
 const OUR_UDP_FOR = "1m";
 const THEIR_UDP_FOR = "3m";
-/** While connection tracking knows a UDP flow, one packet in so many renews it. */
-const RENEWING = 32;
+/** For so long a UDP flow that was looked at is not looked at again. */
+const KNOWN_UDP_FOR = "20s";
 /** Reserved; no packet with it comes in. */
 const RESERVED_PROTOCOL = 255;
 
@@ -51,10 +53,8 @@ const SYN = "tcp flags & (fin | syn | rst | ack) == syn";
 const TO_RULES = ["meta nfproto ipv4 goto rules4", `meta l4proto != ${RESERVED_PROTOCOL} goto rules6`, "goto refuse"];
 const DROP = `counter name ${NFT_DROP_COUNTER} drop`;
 
-/** Chains that both forms have. */
-const ENTRIES: readonly string[] = ["judge", "leave"];
-
 type Chains = Readonly<Record<string, readonly string[]>>;
+type Form = Chains & Readonly<Record<keyof typeof HOOKS, readonly string[]>>;
 
 /** What is the same in both forms. */
 const COMMON: Chains = {
@@ -71,25 +71,39 @@ const COMMON: Chains = {
   come_tcp: FAMILIES.map((family) => forget("in", family, "ours")),
   ask_tcp: FAMILIES.map((family) => forget("out", family, "theirs")),
   ask_udp: [
-    ...FAMILIES.map((family) => `${isIn("out", family, "theirs")} return`),
+    ...FAMILIES.map((family) => know("out", family)),
+    ...FAMILIES.map((family) => `${renew("out", family, "theirs", THEIR_UDP_FOR)} return`),
     ...FAMILIES.map((family) => remember("out", family, "ours", OUR_UDP_FOR)),
   ],
 };
 
-const FORMS: Readonly<Record<RuleForm, Chains>> = {
+const FORMS: Readonly<Record<RuleForm, Form>> = {
   open: {
-    judge: ["meta l4proto udp jump come_udp", "tcp flags & (syn | rst) != 0 jump come", ...TO_RULES],
+    // What most packets are first: each expression counts.
+    inbound: [
+      "meta nfproto ipv4 tcp flags & (syn | rst) == 0 goto rules4",
+      `${isKnown("in", 4)} goto rules4`,
+      `${isKnown("in", 6)} goto rules6`,
+      "meta l4proto udp jump come_udp",
+      "tcp flags & (syn | rst) != 0 jump come",
+      ...TO_RULES,
+    ],
     come: [
       ...FAMILIES.map((family) => `tcp flags & rst == rst ${renew("in", family, "ours", CLOSED_TCP_FOR)}`),
-      `${SYN} jump come_tcp`,
-      `${SYN} tcp dport >= ${FIRST_EPHEMERAL_PORT} goto come_high`,
+      `${SYN} goto come_new`,
     ],
-    come_high: FAMILIES.map((family) => remember("in", family, "theirs", TCP_FOR)),
+    come_new: ["jump come_tcp", ...FAMILIES.map((family) => remember("in", family, "theirs", TCP_FOR))],
     come_udp: [
-      ...FAMILIES.map((family) => `${isIn("in", family, "ours")} return`),
+      ...FAMILIES.map((family) => know("in", family)),
+      ...FAMILIES.map((family) => `${renew("in", family, "ours", OUR_UDP_FOR)} return`),
       ...FAMILIES.map((family) => remember("in", family, "theirs", THEIR_UDP_FOR)),
     ],
-    leave: ["meta l4proto udp goto ask_udp", "tcp flags & (fin | syn | rst) != 0 goto turn"],
+    outbound: [
+      "tcp flags & (fin | syn | rst) == 0 accept",
+      ...FAMILIES.map((family) => `${isKnown("out", family)} accept`),
+      "meta l4proto udp goto ask_udp",
+      "meta l4proto tcp goto turn",
+    ],
     turn: [
       `${SYN} goto ask`,
       "tcp flags & syn == syn return",
@@ -98,7 +112,7 @@ const FORMS: Readonly<Record<RuleForm, Chains>> = {
     ask: ["jump ask_tcp", ...FAMILIES.map((family) => remember("out", family, "ours", TCP_FOR))],
   },
   tracked: {
-    judge: ["ct direction reply ct state established goto replies", "ct state related,new jump unusual", ...TO_RULES],
+    inbound: ["ct direction reply ct state established goto replies", "ct state related,new jump unusual", ...TO_RULES],
     replies: [...FAMILIES.map((family) => `${isIn("in", family, "theirs")} goto rejudge`), "accept"],
     rejudge: [
       ...FAMILIES.flatMap((family) => [
@@ -108,17 +122,20 @@ const FORMS: Readonly<Record<RuleForm, Chains>> = {
       ...TO_RULES,
     ],
     unusual: [
+      "meta l4proto udp return",
       "ct state related icmp type { destination-unreachable, time-exceeded, parameter-problem } accept",
       "ct state related icmpv6 type 1-4 accept",
       `${SYN} goto come_tcp`,
     ],
-    leave: ["ct state new goto begin", `meta l4proto udp numgen random mod ${RENEWING} 0 goto go_on_udp`],
-    begin: ["meta l4proto udp goto ask_udp", `${SYN} goto ask_tcp`, "tcp flags & (syn | rst) == 0 goto half_way"],
-    go_on_udp: [
+    outbound: ["meta l4proto udp goto go_udp", "ct state new meta l4proto tcp goto begin"],
+    go_udp: [
+      ...FAMILIES.map((family) => `${isKnown("out", family)} accept`),
       "ct direction original goto ask_udp",
-      ...FAMILIES.map((family) => `${isIn("out", family, "ours")} return`),
+      ...FAMILIES.map((family) => know("out", family)),
+      ...FAMILIES.map((family) => `${renew("out", family, "ours", OUR_UDP_FOR)} return`),
       ...FAMILIES.map((family) => remember("out", family, "theirs", THEIR_UDP_FOR)),
     ],
+    begin: [`${SYN} goto ask_tcp`, "tcp flags & (syn | rst) == 0 goto half_way"],
     half_way: [
       // Connection tracking has it from now on, as one that began here; it says "new" until there is an answer.
       ...FAMILIES.map((family) => `${renew("out", family, "ours", CLOSED_TCP_FOR)} return`),
@@ -128,30 +145,51 @@ const FORMS: Readonly<Record<RuleForm, Chains>> = {
   },
 };
 
-/** What comes from the interface is for `judge`, what goes into it for `leave`. The chains `rules4` and `rules6` are there. */
-export function createFlows(table: string, form: RuleForm): string[] {
-  const sets = FAMILIES.flatMap((family) =>
-    OWNERS.map((owner) => {
-      const address = family === 4 ? "ipv4_addr" : "ipv6_addr";
-      const key = `${address} . inet_proto . inet_service . ${address} . inet_service`;
-      return `add set ${table} ${owner}${family} { type ${key}; flags dynamic,timeout; size ${FLOWS_MAX}; }`;
-    }),
-  );
-  return [...sets, ...addChains(table, COMMON), ...addChains(table, FORMS[form])];
+/**
+ * The chains that hook, which let the packets of other interfaces pass, and all that they need. The chains `rules4` and `rules6` are
+ * there.
+ */
+export function createFlows(table: string, interfaceName: string, form: RuleForm): string[] {
+  const sets = FAMILIES.flatMap((family) => {
+    const address = family === 4 ? "ipv4_addr" : "ipv6_addr";
+    const make = (name: string, protocol: string): string =>
+      `add set ${table} ${name}${family} { type ${address} . ${protocol}inet_service . ${address} . inet_service; flags dynamic,timeout; size ${FLOWS_MAX}; }`;
+    return [...OWNERS.map((owner) => make(owner, "inet_proto . ")), make("known", "")];
+  });
+  return [
+    ...sets,
+    ...Object.entries(HOOKS).map(
+      ([chain, hook]) => `add chain ${table} ${chain} { type filter hook ${hook}; policy accept; }`,
+    ),
+    ...addChains(table, COMMON),
+    ...addForm(table, interfaceName, form),
+  ];
 }
 
 /** From one form to the other, with all that the sets know. */
-export function changeFlows(table: string, from: RuleForm, to: RuleForm): string[] {
-  const flushed = Object.keys(FORMS[from]).map((chain) => `flush chain ${table} ${chain}`);
-  const deleted = Object.keys(FORMS[from])
-    .filter((chain) => !ENTRIES.includes(chain))
-    .map((chain) => `delete chain ${table} ${chain}`);
-  return [...flushed, ...deleted, ...addChains(table, FORMS[to])];
+export function changeFlows(table: string, interfaceName: string, from: RuleForm, to: RuleForm): string[] {
+  const chains = Object.keys(FORMS[from]);
+  return [
+    ...chains.map((chain) => `flush chain ${table} ${chain}`),
+    ...chains.filter((chain) => !(chain in HOOKS)).map((chain) => `delete chain ${table} ${chain}`),
+    ...addForm(table, interfaceName, to),
+  ];
+}
+
+function addForm(table: string, interfaceName: string, form: RuleForm): string[] {
+  const { inbound, outbound, ...others } = FORMS[form];
+  return addChains(table, {
+    inbound: [`iifname != "${interfaceName}" accept`, ...inbound],
+    outbound: [`oifname != "${interfaceName}" accept`, ...outbound],
+    ...others,
+  });
 }
 
 function addChains(table: string, chains: Chains): string[] {
   return [
-    ...Object.keys(chains).map((chain) => `add chain ${table} ${chain}`),
+    ...Object.keys(chains)
+      .filter((chain) => !(chain in HOOKS))
+      .map((chain) => `add chain ${table} ${chain}`),
     ...Object.entries(chains).flatMap(([chain, rules]) => rules.map((rule) => `add rule ${table} ${chain} ${rule}`)),
   ];
 }
@@ -162,6 +200,22 @@ function flow(way: "in" | "out", family: Family): string {
   return way === "in"
     ? `${ip} saddr . meta l4proto . th sport . ${ip} daddr . th dport`
     : `${ip} daddr . meta l4proto . th dport . ${ip} saddr . th sport`;
+}
+
+/** A UDP packet of a flow that was looked at lately. */
+function isKnown(way: "in" | "out", family: Family): string {
+  return `${udpFlow(way, family)} @known${family}`;
+}
+
+function know(way: "in" | "out", family: Family): string {
+  return `update @known${family} { ${udpFlow(way, family)} timeout ${KNOWN_UDP_FOR} }`;
+}
+
+function udpFlow(way: "in" | "out", family: Family): string {
+  const ip = family === 4 ? "ip" : "ip6";
+  return way === "in"
+    ? `${ip} saddr . udp sport . ${ip} daddr . udp dport`
+    : `${ip} daddr . udp dport . ${ip} saddr . udp sport`;
 }
 
 function isIn(way: "in" | "out", family: Family, owner: Owner): string {

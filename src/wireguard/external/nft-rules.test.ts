@@ -197,7 +197,7 @@ test("the kernel tracks connections only while some peer may not do everything, 
   rules.setSource(SOURCE, [RULE]);
   await rules.settled();
   assert.equal(nft.texts.length, 2);
-  assert.match(nft.texts[1]!, /flush chain .* judge\n(.*\n)*.* judge ct direction reply(.*\n)*.* 100\.64\.0\.2 : jump/);
+  assert.match(nft.texts[1]!, /flush chain .* inbound\n(.*\n)*.* inbound ct direction reply(.*\n)*.* 100\.64\.0\.2 : jump/);
   assert.equal(isTracked(), 1);
   rules.setSource(SOURCE, [ALL]);
   await rules.settled();
@@ -218,7 +218,7 @@ test("a peer that comes with its rules changes no form, one without any does, an
   rules.setSource(other, [ALL]);
   await rules.settled();
   assert.equal(nft.texts.length, 2);
-  assert.doesNotMatch(nft.texts[1]!, /judge/);
+  assert.doesNotMatch(nft.texts[1]!, /inbound/);
   const routed = parsePrefix("192.168.7.0/24");
   rules.movePrefixes([other], [other, routed]);
   await rules.settled();

@@ -8,18 +8,14 @@ import type { RuleForm } from "./open-sources.ts";
  * The table of one interface, in the language of nft(8). It hooks behind connection tracking and before NAT, so it sees packets
  * as the peer sent them, be they for this machine or through it:
  *
- *   inbound   from the interface ─▶ judge         whom the rules are to be asked about (nft-flows.ts)
+ *   inbound   what comes from the interface and has to be judged ─▶ rules4, rules6 (nft-flows.ts)
  *   rules4    a lookup for each length of source prefixes in use, of rules that drop and then of those that accept:
  *                 ip saddr & MASK vmap @drop4_24         { 10.0.1.0 : jump list7, ... }
  *             else what the set says about packets without a rule
  *   list7     the rules of one source, or of many that have the same; accept ─▶ in, drop ─▶ refuse (nft-flows.ts)
- *   outbound  into the interface ─▶ leave         nothing is held back, but who begins a flow is remembered (nft-flows.ts)
+ *   outbound  nothing is held back, but who begins a flow is remembered (nft-flows.ts)
  */
 
-/** Linux has connection tracking at -200 and destination NAT at -100 (NF_IP_PRI_*). */
-const INBOUND_PRIORITY = -150;
-/** Source NAT is at 100. */
-const OUTBOUND_PRIORITY = 110;
 const ICMP = { 4: 1, 6: 58 } as const;
 /** Elements in one line: nft reads a line of any length, but a person who looks at one does not. */
 const ELEMENTS_PER_LINE = 500;
@@ -102,11 +98,7 @@ export class NftTable {
       `add counter ${table} ${NFT_DROP_COUNTER}`,
       `add chain ${table} rules4`,
       `add chain ${table} rules6`,
-      ...createFlows(table, form),
-      `add chain ${table} inbound { type filter hook prerouting priority ${INBOUND_PRIORITY}; policy accept; }`,
-      `add chain ${table} outbound { type filter hook postrouting priority ${OUTBOUND_PRIORITY}; policy accept; }`,
-      `add rule ${table} inbound iifname "${this.#interfaceName}" goto judge`,
-      `add rule ${table} outbound oifname "${this.#interfaceName}" goto leave`,
+      ...createFlows(table, this.#interfaceName, form),
     ];
     return `${nftRemoval(this.#interfaceName)}${lines.join("\n")}\n${this.update(sources, otherwise, form)}`;
   }
@@ -144,7 +136,7 @@ export class NftTable {
     }
     const text = transaction.text();
     if (form === this.#form) return text;
-    const lines = changeFlows(table, this.#form, form);
+    const lines = changeFlows(table, this.#interfaceName, this.#form, form);
     this.#form = form;
     return `${lines.join("\n")}\n${text}`;
   }

@@ -128,7 +128,7 @@ export class PacketPlayer implements AsyncDisposable {
   forgetFlows(): void {
     this.forgetTracking();
     if (!this.exec("nft", "list", "tables").includes(`perch-${INTERFACE}`)) return;
-    const sets = ["ours4", "ours6", "theirs4", "theirs6"];
+    const sets = ["ours", "theirs", "known"].flatMap((name) => [`${name}4`, `${name}6`]);
     this.nft(sets.map((set) => `flush set inet perch-${INTERFACE} ${set}\n`).join(""));
   }
 
