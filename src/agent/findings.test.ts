@@ -295,3 +295,12 @@ test("an agent that is down is asked nothing that only a running one knows", () 
     ["agent", "rights"],
   );
 });
+
+test("an overlay that is here twice has another remedy than two networks that overlap by chance", () => {
+  const remedies = ["100.64.0.0/16", "100.64.7.0/24"].map((prefix) => {
+    const machineRoutes = [...HEALTHY.machineRoutes, remote(prefix, "perch1")];
+    return examineAgent({ ...HEALTHY, machineRoutes }).find(({ area }) => area === "overlap")?.remedy;
+  });
+  assert.match(remedies[0]!, /namespace each/);
+  assert.equal(remedies[1], "renumber one of the two networks");
+});

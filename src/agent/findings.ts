@@ -38,6 +38,9 @@ const CLOCK_PROBLEM: Millis = 120_000;
 const EARLIEST_WALL = Date.UTC(2025, 0, 1);
 /** A finding about many peers names so many. */
 const NAMED_PEERS = 5;
+const RENUMBER = "renumber one of the two networks";
+/** Maybe it is the same network twice. */
+const TWO_OF_ONE_PREFIX = `two agents of one network need a network namespace each; else ${RENUMBER}`;
 
 /** What each offload of the device is good for, and what a kernel without it is missing. */
 const FEATURES: Readonly<Record<string, string>> = {
@@ -307,7 +310,7 @@ function examineInterface({ status, addresses, machineRoutes, wantedRoutes }: Ag
     const other = same.find(({ interfaceName }) => interfaceName !== name);
     if (other) {
       const text = `${formatPrefix(prefix)} is a network of ${other.interfaceName} as well, which may be preferred`;
-      shadowed.push(note("routes", text, "renumber one of the two networks"));
+      shadowed.push(note("routes", text, RENUMBER));
     }
   }
   if (absent.length > 0) {
@@ -332,10 +335,10 @@ function examineOverlap({ status, machineRoutes, addresses }: AgentFacts): Findi
       const local = `${formatPrefix(prefix)} of ${interfaceName}`;
       if (prefix.bits >= range.bits && prefixContains(range, prefix.address)) {
         const text = `${local} lies in ${overlay}: peers with such addresses cannot be reached`;
-        findings.set(text, problem("overlap", text, "renumber one of the two networks"));
+        findings.set(text, problem("overlap", text, samePrefix(prefix, range) ? TWO_OF_ONE_PREFIX : RENUMBER));
       } else if (prefix.bits < range.bits && prefixContains(prefix, range.address)) {
         const text = `${overlay} lies in ${local}: machines there with such addresses cannot be reached`;
-        findings.set(text, note("overlap", text, "renumber one of the two networks if that matters"));
+        findings.set(text, note("overlap", text, `${RENUMBER} if that matters`));
       }
     }
   }
