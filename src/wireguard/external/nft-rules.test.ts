@@ -197,7 +197,10 @@ test("the kernel tracks connections only while some peer may not do everything, 
   rules.setSource(SOURCE, [RULE]);
   await rules.settled();
   assert.equal(nft.texts.length, 2);
-  assert.match(nft.texts[1]!, /flush chain .* inbound\n(.*\n)*.* inbound ct direction reply(.*\n)*.* 100\.64\.0\.2 : jump/);
+  assert.match(
+    nft.texts[1]!,
+    /flush chain .* inbound\n(.*\n)*.* inbound ct direction reply(.*\n)*.* 100\.64\.0\.2 : jump/,
+  );
   assert.equal(isTracked(), 1);
   rules.setSource(SOURCE, [ALL]);
   await rules.settled();
