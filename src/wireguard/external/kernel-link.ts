@@ -35,9 +35,19 @@ export async function deleteLink({ interfaceName, index }: KernelLink): Promise<
   if (!interfaceExists(interfaceName)) return false;
   const { ok, output } = await ip("-j", "link", "show", "dev", interfaceName);
   if (!ok || indexIn(output.toString()) !== index) return false;
+  await removePeers(interfaceName);
   const deletion = await ip("link", "delete", "dev", interfaceName);
   if (!deletion.ok && interfaceExists(interfaceName)) throw refused(`remove ${interfaceName}`, deletion.complaint);
   return true;
+}
+
+/**
+ * The kernel waits out a grace period for each peer that goes with its interface, minutes for 10,000, and none for those that are
+ * taken away before. Whether it is done is no matter for the deletion.
+ */
+async function removePeers(interfaceName: string): Promise<void> {
+  const args = ["setconf", interfaceName, "/dev/null"];
+  await runProgram({ program: "wg", debianPackage: "wireguard-tools", args }).catch(() => {});
 }
 
 function indexIn(json: string): unknown {
