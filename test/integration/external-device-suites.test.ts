@@ -12,8 +12,9 @@ interface Run {
   readonly tests?: string;
 }
 
-const BOTH = "wireguard-go";
-const MIXED = ["wireguard-go,embedded", "embedded,wireguard-go"] as const;
+/** What is tested: `wireguard-go`, and `kernel` where there is one. */
+const BOTH = process.env.PERCH_EXTERNAL_DEVICE ?? "wireguard-go";
+const MIXED = [`${BOTH},embedded`, `embedded,${BOTH}`] as const;
 /** Not `burst`: other devices keep 128 packets for a sleeper, however large. */
 const FILES = ["nat-matrix", "wake", "path-switch", "access-rules"];
 

@@ -12,7 +12,7 @@ import { describeDeviceControl } from "./device-control-suite.ts";
 import { dumpOf } from "./wg-dump.ts";
 import { missingForLab } from "./wireguard-lab.ts";
 
-describeDeviceControl("the program wg", (interfaceName) => new WgControl(interfaceName));
+describeDeviceControl("the program wg", { create: (interfaceName) => new WgControl(interfaceName) });
 
 /** The program `wg`, which notes what it is called with. */
 class NotingWg implements Disposable {

@@ -6,6 +6,7 @@ import { promisify } from "node:util";
 import { type Endpoint, parseEndpoint } from "#base/ip.ts";
 import { PrivateKey, type PublicKey } from "#base/keys.ts";
 import type { DevicePath, DevicePeerStats, WakeCause } from "#wireguard/device.ts";
+import { packetCounterArguments, packetCounterRules, packetsIn } from "../../../lab/packet-counter.ts";
 import { ip, Wire } from "../data-plane/wire.ts";
 import type { DeviceProcessOptions } from "./device-process.ts";
 
@@ -26,6 +27,9 @@ interface Started {
 
 /** Message type 4, in hexadecimal digits. */
 const DATA = "04";
+/** Of an emulated machine that starts four at once. */
+const START_PATIENCE_MS = 30_000;
+
 let devices = 0;
 
 /** A device in a process and a network namespace of its own. */
@@ -68,10 +72,11 @@ export class DeviceEnd {
   }
 
   async start(): Promise<void> {
-    const { payload } = await this.event("started", () => true, 10_000);
+    const { payload } = await this.event("started", () => true, START_PATIENCE_MS);
     this.started = payload as unknown as Started;
     this.events.length = 0;
     this.setUpLink();
+    await this.exec("nft", packetCounterRules(this.started.name));
   }
 
   /** Addresses the interface and brings it up; also again. */
@@ -126,8 +131,7 @@ export class DeviceEnd {
 
   /** Packets that came in through the tunnel. */
   async delivered(): Promise<number> {
-    const path = `/sys/class/net/${this.started.name}/statistics/rx_packets`;
-    return Number(await this.exec("cat", path));
+    return packetsIn(await this.exec("nft", ...packetCounterArguments(this.started.name)));
   }
 
   /** Runs a program in the end's namespace and returns its output, whether it succeeds or not. */

@@ -14,7 +14,7 @@ import { openExternalDevice } from "#wireguard/external/open-external-device.ts"
  * have are below.
  */
 export interface DeviceProcessOptions {
-  readonly kind: "embedded" | "wireguard-go";
+  readonly kind: "embedded" | "kernel" | "wireguard-go";
   readonly interfaceName: string;
   /** Base64. */
   readonly privateKey: string;

@@ -233,6 +233,22 @@ function sleepsAndComesBack(kinds: readonly [DeviceKind, DeviceKind]): void {
     assert.equal(a.count("wake"), 1);
   });
 
+  if (kinds[0] === "kernel") endsWithItsInterface(onPair);
+  else comesBackAfterKill(onPair);
+}
+
+type OnPair = ReturnType<typeof scenariosFor>;
+
+function endsWithItsInterface(onPair: OnPair): void {
+  onPair("says that it is gone when somebody deletes its interface, and leaves nothing", async ({ a }) => {
+    await a.exec("ip", "link", "delete", a.started.name);
+    await a.event("gone");
+    assert.equal(a.count("gone"), 1);
+    assert.doesNotMatch(await a.exec("nft", "list", "tables"), new RegExp(a.started.name));
+  });
+}
+
+function comesBackAfterKill(onPair: OnPair): void {
   onPair("has its peers back after what carries its packets was killed under traffic", async (pair) => {
     const { a, b } = pair;
     await pair.automate("udp");

@@ -1,0 +1,3 @@
+import { deviceSuite } from "../integration/device-compliance/device-suite.ts";
+
+deviceSuite("kernel", "embedded");
