@@ -292,6 +292,8 @@ export class ExternalDevice implements WireGuardDevice {
       const read = reading.peers.get(peer.key);
       const facts = use && read && this.#watched.has(peer) ? takeReading(peer, read, time) : undefined;
       if (!use || !facts) continue;
+      this.#count("rx-bytes", facts.growth.rx);
+      this.#count("tx-bytes", facts.growth.tx);
       busy ||= facts.activity.rxData || facts.activity.txData;
       this.#driver.judge(peer, use, facts, time);
     }
@@ -360,6 +362,8 @@ export class ExternalDevice implements WireGuardDevice {
       ...(rules.counters?.() ?? []),
       ...(localEnds.counters?.() ?? []),
       ...(sharedPort.counters?.() ?? []),
+      ["rx-bytes", 0],
+      ["tx-bytes", 0],
       ...this.#counters,
       ["peers", this.#peers.size],
       ["peers-in-contact", this.#watched.size],

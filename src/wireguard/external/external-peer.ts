@@ -75,6 +75,8 @@ export interface PeerUse {
   /** A keepalive was made to begin a handshake. */
   askedAt: Millis;
   question: Question | undefined;
+  /** When it woke with a session, until something comes in it. */
+  unheardSince: Millis | undefined;
   /** When the peer sent an initiation of its own. */
   calledAt: Millis;
   /** When the device took that while one of ours waited for its answer; undefined: it did not, or one came to something. */
@@ -140,6 +142,7 @@ export function useOf(peer: ExternalPeer): PeerUse {
     initiation: undefined,
     askedAt: Number.NEGATIVE_INFINITY,
     question: undefined,
+    unheardSince: undefined,
     calledAt: Number.NEGATIVE_INFINITY,
     crossedAt: undefined,
     provenAsleepAt: Number.NEGATIVE_INFINITY,

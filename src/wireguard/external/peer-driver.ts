@@ -89,9 +89,13 @@ export class PeerDriver {
     use.unansweredSince = undefined;
     use.detour = false;
     this.#deps.watch(peer);
+    use.unheardSince = undefined;
     if (mode === "asleep") return this.#fallAsleep(peer, use, path);
+    const now = this.#deps.clock.now();
     if (heard) this.#paths.adopt(peer, use, heard);
-    if (this.#deps.clock.now() - use.provenAsleepAt < PROOF_KEPT) this.#deps.readings.look();
+    // The other end makes no handshake while it has the session: what it sends in it is the proof.
+    if (hasSession(use, now)) use.unheardSince = now;
+    if (use.unheardSince !== undefined || now - use.provenAsleepAt < PROOF_KEPT) this.#deps.readings.look();
   }
 
   #fallAsleep(peer: ExternalPeer, use: PeerUse, path: DevicePath): void {
@@ -250,12 +254,13 @@ export class PeerDriver {
   }
 
   #judgeAwake(peer: ExternalPeer, use: PeerUse, facts: ReadingFacts, time: ReadingTime): void {
-    const { activity, handshake, source } = facts;
+    const { activity, handshake, source, since } = facts;
     const isAnswer = use.question !== undefined && activity.rx && time.start > use.question.since;
+    const isHeard = use.unheardSince !== undefined && activity.rx && since >= use.unheardSince;
     if (source && activity.rx) this.#paths.adopt(peer, use, source);
     const wasProven = time.now - use.provenAsleepAt < PROOF_KEPT;
     if (handshake) this.#deps.count("handshake-completed");
-    if (handshake || isAnswer || wasProven) this.#establish(peer, use, source ?? { kind: "relay" });
+    if (handshake || isAnswer || isHeard || wasProven) this.#establish(peer, use, source ?? { kind: "relay" });
     else this.#handshakes.noteNothing(peer, use, this.#isSenior(peer), time.start);
     const { now } = time;
     if (peer.mode === "awake") this.#judgePath(peer, use, facts, now);
@@ -283,6 +288,7 @@ export class PeerDriver {
     const role = use.initiation || use.tryingSince !== undefined ? "initiator" : "responder";
     endQuestion(use);
     use.provenAsleepAt = Number.NEGATIVE_INFINITY;
+    use.unheardSince = undefined;
     use.initiation = undefined;
     use.tryingSince = undefined;
     use.crossedAt = undefined;

@@ -183,6 +183,24 @@ describe("handshakes of an awake peer, on an external device", () => {
       [rxBytes + 92, txBytes + 148],
       "counters go on",
     );
+    const counted = ["rx-bytes", "tx-bytes"].map((name) => device.counters().get(name));
+    assert.deepEqual(counted, [rxBytes + 92, txBytes + 148]);
+  });
+
+  it("that wakes with a session is proven at once by what it sends in it, and not by what it sent before", async () => {
+    const { set, device, peer, control, connect, pass, takeEvents } = setUp();
+    await connect(RELAY);
+    set("asleep");
+    await pass(6_000);
+    control.note(peer, { rxBytes: 32 });
+    set("awake");
+    device.setPath(peer, RELAY);
+    await pass(1_100);
+    assert.deepEqual(takeEvents(), []);
+    device.injectRelayed(peer, message(4));
+    control.note(peer, { rxBytes: 128 });
+    await pass(40);
+    assert.deepEqual(takeEvents(), ["established"]);
   });
 
   it("begins anew at once when it is asked again and heard nothing, as the caller knows how long an answer takes", async () => {

@@ -204,7 +204,7 @@ export function beginAnew(peer: ExternalPeer, use: PeerUse, now: Millis): void {
 
 /** A handshake is under way, or was called for: what comes next may be its proof. */
 export function isAwaited(use: PeerUse, now: Millis): boolean {
-  return use.tryingSince !== undefined || now - use.calledAt < REKEY_TIMEOUT;
+  return use.tryingSince !== undefined || use.unheardSince !== undefined || now - use.calledAt < REKEY_TIMEOUT;
 }
 
 export function endQuestion(use: PeerUse): void {

@@ -2,7 +2,7 @@ import { sameEndpoint } from "#base/ip.ts";
 import type { Millis } from "#base/time.ts";
 import type { PacketSource } from "../device.ts";
 import { type CounterActivity, judgeGrowth } from "./counter-activity.ts";
-import type { ExternalPeer, PeerUse } from "./external-peer.ts";
+import type { ExternalPeer, PeerUse, RawCounters } from "./external-peer.ts";
 import type { PeerReading } from "./parts.ts";
 
 /** When a reading took place, and what the device had been told by then. */
@@ -17,6 +17,8 @@ export interface ReadingTime {
 
 /** What a reading says of a peer. */
 export interface ReadingFacts {
+  /** Since the reading before, bytes. */
+  readonly growth: RawCounters;
   readonly activity: CounterActivity;
   /** A handshake was completed since the reading before. */
   readonly handshake: boolean;
@@ -40,9 +42,9 @@ export function takeReading(
   // Counters that went back belong to a life that we did not begin.
   if (rxBytes < use.seen.rx || txBytes < use.seen.tx) forgetLife(use);
   const handshake = lastHandshake > 0 && lastHandshake !== use.seenHandshake;
+  const growth = { rx: rxBytes - use.seen.rx, tx: txBytes - use.seen.tx };
   const activity = judgeGrowth({
-    rx: rxBytes - use.seen.rx,
-    tx: txBytes - use.seen.tx,
+    ...growth,
     span: time.start - use.seenAt,
     handshake: handshake || use.tryingSince !== undefined || (use.initiation?.at ?? 0) >= use.seenAt,
   });
@@ -62,7 +64,7 @@ export function takeReading(
   const isLocal = local !== undefined && sameEndpoint(endpoint, local);
   const source: PacketSource | undefined = isLocal ? { kind: "relay" } : endpoint && { kind: "udp", endpoint };
   const isAsTold = use.told === "local" ? isLocal : sameEndpoint(endpoint, use.told);
-  return { activity, handshake, source, strayed: !isAsTold && time.settled >= use.toldIn, since };
+  return { growth, activity, handshake, source, strayed: !isAsTold && time.settled >= use.toldIn, since };
 }
 
 /** The device forgot the peer: counters go on from what they were, sessions are gone. */
