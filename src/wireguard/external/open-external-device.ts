@@ -1,7 +1,7 @@
 import { release } from "node:os";
 import { messageOf } from "#base/errors.ts";
 import type { PrivateKey } from "#base/keys.ts";
-import type { Logger } from "#base/log.ts";
+import { type Logger, silentLogger } from "#base/log.ts";
 import type { Clock, Millis } from "#base/time.ts";
 import { closeUdpPair, openUdpPair } from "#net/udp-linux.ts";
 import type { WireGuardDevice } from "../device.ts";
@@ -134,7 +134,8 @@ export async function probeExternalDevice(
   deps: OpenExternalDeps,
   { choice, interfaceName, listenPort }: Pick<OpenExternalOptions, "choice" | "interfaceName" | "listenPort">,
 ): Promise<boolean> {
-  const backend = await startBackend(deps, choice, interfaceName);
+  // Why `auto` takes another device is said when it is opened.
+  const backend = await startBackend({ ...deps, log: silentLogger }, choice, interfaceName);
   if (!backend) return false;
   await using _backend = backend;
   closeUdpPair(openUdpPair({ port: listenPort }));
