@@ -47,6 +47,20 @@ describe("an asleep peer of an external device", () => {
     assert.deepEqual(takeRelayed(), packets);
   });
 
+  it("is woken by itself when the device answers its data before a reading shows them", async () => {
+    const { set, out, device, peer, events, takeEvents, connect, pass } = setUp();
+    await connect(RELAY);
+    set("asleep");
+    await pass(500);
+    takeEvents();
+    device.injectRelayed(peer, message(4));
+    out(message(4));
+    assert.deepEqual(
+      events.map(({ payload }) => payload),
+      [{ key: peer, cause: { kind: "data", source: RELAY } }],
+    );
+  });
+
   it("is woken by an initiation although it has a session, when the device has nothing else to wonder about", async () => {
     const { set, out, takeEvents, connect, pass } = setUp();
     await connect(RELAY);

@@ -45,6 +45,8 @@ const SESSION_MARGIN: Millis = 5_000;
 const NEW_HANDSHAKE_TIME: Millis = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + 2 * REKEY_TIMEOUT_JITTER;
 /** A peer that fell asleep is looked at for so long at least: what crossed with its sleep makes the device roam. */
 const SETTLING: Millis = 5_000;
+/** What the device sends to a sleeper so soon after data of it answers that: it is the peer that wants to talk. */
+const ANSWER: Millis = 100;
 /** A handshake that woke a peer proves it when it is awake so soon after. */
 const PROOF_KEPT: Millis = 5_000;
 /** A direct peer whose initiation was to be caught is direct again after this. */
@@ -179,7 +181,8 @@ export class PeerDriver {
     if (isKeepalive) return;
     use.wantedData = true;
     this.#paths.send(peer, NO_PATH, datagram);
-    this.#wake(peer, use, { kind: "activity" });
+    const isAnswer = this.#deps.clock.now() - use.relayedDataAt < ANSWER;
+    this.#wake(peer, use, isAnswer ? { kind: "data", source: { kind: "relay" } } : { kind: "activity" });
   }
 
   #wake(peer: ExternalPeer, use: PeerUse, cause: WakeCause): void {
