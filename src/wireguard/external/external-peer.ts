@@ -58,6 +58,8 @@ export interface PeerUse {
   woken: boolean;
   /** When it fell asleep. */
   asleepSince: Millis;
+  /** It fell asleep while a handshake was under way: the device forgets it, unless a reading shows that it came about. */
+  abandoned: boolean;
   /** Data left the device for it since it fell asleep. */
   wantedData: boolean;
 
@@ -133,6 +135,7 @@ export function useOf(peer: ExternalPeer): PeerUse {
     initiatePaths: NO_PATHS,
     woken: false,
     asleepSince: Number.NEGATIVE_INFINITY,
+    abandoned: false,
     wantedData: false,
     told: "local",
     toldKeepalive: 0,

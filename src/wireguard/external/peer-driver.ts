@@ -92,6 +92,7 @@ export class PeerDriver {
     use.detour = false;
     this.#deps.watch(peer);
     use.unheardSince = undefined;
+    use.abandoned = false;
     if (mode === "asleep") return this.#fallAsleep(peer, use, path);
     const now = this.#deps.clock.now();
     if (heard) this.#paths.adopt(peer, use, heard);
@@ -106,11 +107,10 @@ export class PeerDriver {
     use.provenAsleepAt = Number.NEGATIVE_INFINITY;
     this.#paths.remember(use, path);
     this.#deps.teller.keepalive(peer, 0);
-    // A handshake that goes unanswered would go on for 90 s and be taken for a wish to talk.
     const isTrying = use.initiation !== undefined || use.tryingSince !== undefined;
     this.#dropHeld(use);
-    if (isTrying && !hasSession(use, now)) this.#deps.teller.reset(peer, undefined);
-    else if (path.kind === "udp" || use.told !== "local") this.#deps.teller.endpoint(peer, "local");
+    use.abandoned = isTrying && !hasSession(use, now);
+    if (path.kind === "udp" || use.told !== "local") this.#deps.teller.endpoint(peer, "local");
     this.#deps.readings.look();
   }
 
@@ -234,12 +234,17 @@ export class PeerDriver {
   // What readings say
 
   judge(peer: ExternalPeer, use: PeerUse, facts: ReadingFacts, time: ReadingTime): void {
-    if (peer.mode === "asleep") this.#judgeAsleep(peer, use, facts, time.now);
+    if (peer.mode === "asleep") this.#judgeAsleep(peer, use, facts, time);
     else this.#judgeAwake(peer, use, facts, time);
   }
 
-  #judgeAsleep(peer: ExternalPeer, use: PeerUse, facts: ReadingFacts, now: Millis): void {
+  #judgeAsleep(peer: ExternalPeer, use: PeerUse, facts: ReadingFacts, { start, now }: ReadingTime): void {
     const { activity, handshake, source = { kind: "relay" }, strayed, since } = facts;
+    if (use.abandoned && start >= use.asleepSince) {
+      use.abandoned = false;
+      // Unanswered it would go on for 90 s and be taken for a wish to talk.
+      if (!hasSession(use, now)) return this.#deps.teller.reset(peer, undefined);
+    }
     if (handshake) {
       use.calledAt = Number.NEGATIVE_INFINITY;
       use.provenAsleepAt = now;
@@ -325,6 +330,7 @@ export class PeerDriver {
  * device that wonders why nothing answered what it sent before the sleep, or its repetition.
  */
 function isOfDeviceTimer(use: PeerUse, now: Millis): boolean {
+  if (use.abandoned) return true;
   if (use.wantedData || !hasSession(use, now + SESSION_MARGIN)) return false;
   return now - use.asleepSince < NEW_HANDSHAKE_TIME || (isRepetition(use, now) && !use.initiation!.byUser);
 }

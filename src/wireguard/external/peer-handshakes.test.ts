@@ -290,6 +290,25 @@ describe("handshakes of an awake peer, on an external device", () => {
     assert.deepEqual(takeEvents(), []);
   });
 
+  it("that goes to sleep before a reading showed its handshake keeps the session", async () => {
+    const { set, device, peer, out, pass, control, takeEvents, clock } = setUp();
+    set("awake");
+    device.initiate(peer, [RELAY]);
+    device.setPath(peer, RELAY);
+    out(message(1));
+    await pass(1_000);
+    device.injectRelayed(peer, message(2));
+    control.note(peer, { lastHandshake: clock.wall(), rxBytes: 92, txBytes: 148 });
+    set("asleep");
+    control.take();
+    takeEvents();
+    await pass(100);
+    assert.deepEqual(control.take(), ["keepalive 0"]);
+    assert.deepEqual(takeEvents(), []);
+    out(message(4));
+    assert.deepEqual(takeEvents(), ["wake"]);
+  });
+
   it("that crossed directly come to nothing: the device of the greater key begins anew after a second, the other waits", async () => {
     const seen = new Set<string>();
     while (seen.size < 4) {
