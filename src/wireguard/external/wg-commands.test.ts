@@ -59,6 +59,11 @@ describe("commands for the program wg", () => {
       ],
     );
     assert.deepEqual(planSteps([]), []);
+    const reset = [
+      { key: ONE, remove: true as const },
+      { key: ONE, allowedIps: [], keepalive: 25 },
+    ];
+    assert.deepEqual(planSteps(reset), [{ command: "set", changes: reset }], "it is gone at no time");
   });
 
   it("leave a device as the changes one by one would", () => {
@@ -66,9 +71,13 @@ describe("commands for the program wg", () => {
       fc.property(fc.array(anyChange), (changes) => {
         const steps = planSteps(changes);
         assert.deepEqual(model(steps.flatMap((step) => step.changes)), model(changes));
-        for (const { command, changes: part } of steps)
-          for (const change of part)
-            assert.equal(command === "addconf", !change.remove && change.allowedIps !== undefined);
+        for (const { command, changes: part } of steps) {
+          for (const [index, change] of part.entries()) {
+            const gives = !change.remove && change.allowedIps !== undefined;
+            const isReset = part.slice(0, index).some((other) => other.remove && other.key === change.key);
+            assert.ok(command === "addconf" ? gives : !gives || isReset);
+          }
+        }
       }),
     );
   });
@@ -76,12 +85,13 @@ describe("commands for the program wg", () => {
   it("name on the command line where a secret is, and not the secret", () => {
     const secrets: Uint8Array[] = [];
     const words = setArguments(
-      { key: ONE, presharedKey: PSK, endpoint: parseEndpoint("[fd00::1]:9"), keepalive: 0 },
+      { key: ONE, presharedKey: PSK, endpoint: parseEndpoint("[fd00::1]:9"), keepalive: 0, allowedIps: PREFIXES },
       (bytes) => `/file/${secrets.push(bytes)}`,
     );
     assert.deepEqual(words, [
       ...["peer", ONE, "preshared-key", "/file/1"],
       ...["endpoint", "[fd00::1]:9", "persistent-keepalive", "0"],
+      ...["allowed-ips", "10.0.0.1/32,10.0.0.2/32,fd00::/64"],
     ]);
     assert.equal(Buffer.from(secrets[0]!).toString(), PSK.toBase64());
     const none = (): string => assert.fail("no secret here");

@@ -10,8 +10,9 @@ import { readEndpoint } from "./uapi-protocol.ts";
  *   set      on the command line; what is not named stays. Removes peers. A pre-shared key is in a file, an empty one removes it.
  *   addconf  from a file; what is not named stays, but for the allowed IPs, which it always replaces. Any number of secrets.
  *
- * So peers whose allowed IPs are given go by `addconf`, and all others by `set`. `setconf` and `syncconf` would take the keepalives
- * and pre-shared keys of all peers that are not told again.
+ * So peers whose allowed IPs are given go by `addconf`, and all others by `set`. A peer that is to forget what it knows is removed and
+ * added by one `set`: between two commands it would not be there for somebody's packet. `setconf` and `syncconf` would take the
+ * keepalives and pre-shared keys of all peers that are not told again.
  */
 
 export interface WgStep {
@@ -28,8 +29,15 @@ export function planSteps(changes: readonly PeerChange[]): WgStep[] {
   /** The last step of each kind, and of each peer. */
   const lastOf = { set: -1, addconf: -1 };
   const lastWith = new Map<PublicKey, number>();
+  const removed = new Set<PublicKey>();
   for (const change of changes) {
-    const command = change.remove || change.allowedIps === undefined ? "set" : "addconf";
+    // Others were given allowed IPs since: they are not to be overtaken.
+    const isReset = removed.has(change.key) && lastWith.get(change.key) === lastOf.set && lastOf.set > lastOf.addconf;
+    const command = change.remove || change.allowedIps === undefined || isReset ? "set" : "addconf";
+    if (change.remove) removed.add(change.key);
+    else removed.delete(change.key);
+    // Nor is it by those that come.
+    if (isReset) lastOf.addconf = -1;
     let index = lastOf[command];
     if (index < 0 || (lastWith.get(change.key) ?? -1) > index)
       index = lastOf[command] = steps.push({ command, changes: [] }) - 1;
@@ -43,12 +51,13 @@ export function planSteps(changes: readonly PeerChange[]): WgStep[] {
 export function setArguments(change: PeerChange, secretFile: (bytes: Uint8Array) => string): string[] {
   const words: string[] = ["peer", change.key];
   if (change.remove) return [...words, "remove"];
-  const { presharedKey, endpoint, keepalive } = change;
+  const { presharedKey, endpoint, keepalive, allowedIps } = change;
   if (presharedKey) words.push("preshared-key", secretFile(presharedKey.encode()));
   // No key in it: it is taken away.
   else if (presharedKey === null) words.push("preshared-key", "/dev/null");
   if (endpoint !== undefined) words.push("endpoint", formatEndpoint(endpoint));
   if (keepalive !== undefined) words.push("persistent-keepalive", String(keepalive));
+  if (allowedIps !== undefined) words.push("allowed-ips", allowedIps.map(formatPrefix).join(","));
   return words;
 }
 
