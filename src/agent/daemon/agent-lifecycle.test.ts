@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { silentLogger } from "#base/log.ts";
 import { ManualClock } from "#base/time.ts";
@@ -246,4 +246,16 @@ test("deregister forgets the registration and the wish to be up", async () => {
   await at.up();
   await at.lifecycle.deregister();
   assert.deepEqual([at.agent.registered, at.store.wantUp, at.agent.status().state], [false, false, "down"]);
+});
+
+test("down takes the tunnel down where nothing can be written, and says that it will come up again", async () => {
+  await using at = bench();
+  await at.up();
+  rmSync(dirname(at.store.path), { recursive: true });
+  writeFileSync(dirname(at.store.path), "in the way");
+  await assert.rejects(at.lifecycle.down(), {
+    code: "daemon-path",
+    message: /^the tunnel is down, and comes up again when the daemon starts: cannot write /,
+  });
+  assert.equal(at.agent.status().state, "down");
 });

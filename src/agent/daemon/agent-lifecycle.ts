@@ -166,15 +166,23 @@ export class AgentLifecycle {
     });
   }
 
-  /** Takes the agent down and remembers that it shall stay so. Returns true when it was down before. */
+  /**
+   * Takes the agent down and remembers that it shall stay so; throws `daemon-path` afterwards where it cannot. Returns true when it
+   * was down before.
+   */
   down(): Promise<boolean> {
     return this.#run(undefined, async () => {
       const { agent, store } = this.#deps;
       const already = !this.#running && agent.status().state === "down" && !store.wantUp;
-      store.setWantUp(false);
+      // First: a crash on the way must not bring it up again. A full disk must not keep it up.
+      const unstored = failureOf(() => store.setWantUp(false));
       this.#running = undefined;
       this.#failure = undefined;
       await agent.down();
+      if (unstored) {
+        const { code, message } = unstored;
+        throw new DaemonError(code, `the tunnel is down, and comes up again when the daemon starts: ${message}`);
+      }
       return already;
     });
   }
@@ -318,6 +326,16 @@ function abortReason(signal: AbortSignal): DaemonError {
 
 function withoutAbsent(values: SettingValues): SettingValues {
   return Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined));
+}
+
+function failureOf(action: () => void): DaemonError | undefined {
+  try {
+    action();
+    return undefined;
+  } catch (error) {
+    if (error instanceof DaemonError) return error;
+    throw error;
+  }
 }
 
 /** Throws DaemonError `setting-missing`. */
