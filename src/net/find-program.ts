@@ -11,6 +11,9 @@ export const PROGRAM_PATH = [process.env.PATH, "/usr/sbin", "/sbin"].filter(Bool
 /** Of every program that we start: nothing of our own, which may hold a setup key; without a language, messages are in English. */
 export const PROGRAM_ENVIRONMENT: Readonly<Record<string, string>> = { PATH: PROGRAM_PATH };
 
+/** Whole paths of a `setpriv` that was tried and can do it: each program that we start would try it anew. */
+const ableToEndWithUs = new Set<string>();
+
 /** The whole path of a program with this name or path that this user may run, or undefined: there is none. */
 export function findProgram(name: string): string | undefined {
   return programPaths(name).find((path) => {
@@ -41,10 +44,14 @@ function programPaths(name: string): readonly string[] {
 export async function commandThatEndsWithUs(signal: "TERM" | "KILL"): Promise<readonly string[]> {
   const setpriv = findProgram("setpriv");
   if (setpriv === undefined) return [];
-  const words = ["--pdeathsig", signal];
+  const command = [setpriv, "--pdeathsig", signal];
+  if (ableToEndWithUs.has(setpriv)) return command;
   // busybox has a setpriv that cannot.
-  return run(setpriv, [...words, "true"], { env: PROGRAM_ENVIRONMENT }).then(
-    () => [setpriv, ...words],
+  return run(setpriv, ["--pdeathsig", signal, "true"], { env: PROGRAM_ENVIRONMENT }).then(
+    () => {
+      ableToEndWithUs.add(setpriv);
+      return command;
+    },
     () => [],
   );
 }
