@@ -3,12 +3,10 @@ import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import type { Millis } from "#base/time.ts";
-import type { Host } from "../../lab/host.ts";
-import { createLab, type Lab } from "../../lab/lab.ts";
-import { LabAgent, PerchNetwork, waitFor } from "../../lab/perch-network.ts";
-import { hostPerSite } from "../../lab/topology.ts";
+import { LabAgent, type PerchNetwork, waitFor } from "../../lab/perch-network.ts";
 import { Traffic } from "../../lab/traffic.ts";
-import { filesBelow, type MachineState, readMachine } from "./machine-state.ts";
+import { AgentBox, withoutNumber, withoutPrograms } from "./agent-box.ts";
+import { filesBelow } from "./machine-state.ts";
 
 /** From the death of wireguard-go until traffic flows again; a busy machine, and a handshake. */
 const BACK_MS: Millis = 10_000;
@@ -18,59 +16,19 @@ const SOCKET = `/var/run/wireguard/${INTERFACE}.sock`;
 const KEPT = ["daemon.log", "state/", "state/private.key", "state/settings.json"];
 const isRoot = process.getuid?.() === 0;
 
-/** A machine with its packet filter. */
-interface HostState extends MachineState {
-  readonly nft: string;
-}
-
 describe("the life of an agent with wireguard-go", { skip: !isRoot && "needs root" }, () => {
-  let lab: Lab;
+  let box: AgentBox;
   let network: PerchNetwork;
-  let box: Host;
   let agent: LabAgent;
-  let untouched: HostState;
 
   before(async () => {
-    lab = await createLab(hostPerSite({ hub: {}, box: { ipv6: true }, birch: {} }));
-    network = await PerchNetwork.start(lab, { server: "hub", agents: ["birch"] });
-    box = lab.host("box");
-    const own = "table inet own { chain input { type filter hook input priority 0; ct state established accept; }; }";
-    assert.equal((await box.exec("nft", [own])).code, 0);
-    agent = new LabAgent(box, join(network.directory, "box"));
-    untouched = await readHost();
-    await start();
-    await agent.up([...network.joinFlags("box"), "--device", "wireguard-go", "--interface-name", INTERFACE]);
+    const upFlags = ["--device", "wireguard-go", "--interface-name", INTERFACE];
+    box = await AgentBox.start({ upFlags, patienceMs: 20_000 });
+    ({ network, agent } = box);
   });
 
-  after(async () => {
-    await agent?.stop();
-    await network?.close();
-    await lab?.close();
-  });
+  after(() => box?.[Symbol.asyncDispose]());
 
-  async function start(): Promise<void> {
-    agent.startDaemon();
-    await waitFor(() => agent.isListening(), "the daemon", 20_000);
-  }
-
-  async function readHost(): Promise<HostState> {
-    return { ...(await readMachine(box)), nft: (await box.exec("nft", ["list", "ruleset"])).stdout };
-  }
-
-  const isUp = async (): Promise<boolean> => (await agent.perch(["status", "--check", "ready"])).code === 0;
-  const ping = async (count = 1): Promise<void> => {
-    const { stdout } = await box.exec("ping", [
-      "-c",
-      String(count),
-      "-i",
-      "0.2",
-      "-W",
-      "5",
-      network.agent("birch").address,
-    ]);
-    assert.match(stdout, new RegExp(`${count} packets transmitted, ${count} received`));
-  };
-  const withoutPrograms = ({ programs: _, ...rest }: HostState): Omit<HostState, "programs"> => rest;
   /** Process ids of wireguard-go for our interface, without the word before it that starts it. */
   const pids = (): number[] =>
     readdirSync("/proc")
@@ -81,8 +39,8 @@ describe("the life of an agent with wireguard-go", { skip: !isRoot && "needs roo
       .map(Number);
 
   test("it has an interface, a filter and a record, and down takes all of it away", async () => {
-    await ping(3);
-    const up = await readHost();
+    await box.ping(3);
+    const up = await box.state();
     assert.ok(
       up.links.some((line) => line.includes(INTERFACE) && line.includes("mtu 1280")),
       up.links.join("\n"),
@@ -93,19 +51,19 @@ describe("the life of an agent with wireguard-go", { skip: !isRoot && "needs roo
     assert.equal(record.interfaceName, INTERFACE);
     assert.doesNotMatch(readFileSync(`/proc/${pids()[0]}/environ`, "latin1"), /SETUP|KEY/i);
     await agent.mustPerch(["down"]);
-    assert.deepEqual(withoutPrograms(await readHost()), withoutPrograms(untouched));
+    assert.deepEqual(withoutPrograms(await box.state()), withoutPrograms(box.untouched));
     assert.deepEqual(pids(), []);
     assert.equal(existsSync(SOCKET), false);
     await agent.mustPerch(["up"]);
-    await ping();
+    await box.ping();
   });
 
   test("wireguard-go killed under traffic: another takes over, the agent goes on, and traffic is back", {
     timeout: 60_000,
   }, async (t) => {
-    await using from = await Traffic.start(box);
+    await using from = await Traffic.start(box.host);
     await using _to = await Traffic.start(network.agent("birch").host);
-    const before = await readHost();
+    const before = await box.state();
     const { pid } = agent;
     for (let kill = 0; kill < 3; kill++) {
       const flow = from.flow(network.agent("birch").address, { intervalMs: 20 });
@@ -122,8 +80,8 @@ describe("the life of an agent with wireguard-go", { skip: !isRoot && "needs roo
       assert.notDeepEqual(pids(), [old]);
     }
     assert.equal(agent.pid, pid);
-    const now = await readHost();
-    assert.deepEqual(withoutIndex(now.addresses), withoutIndex(before.addresses));
+    const now = await box.state();
+    assert.deepEqual(withoutNumber(now.addresses), withoutNumber(before.addresses));
     assert.deepEqual(
       [now.routes, now.rules, withoutTraffic(now.nft)],
       [before.routes, before.rules, withoutTraffic(before.nft)],
@@ -137,58 +95,56 @@ describe("the life of an agent with wireguard-go", { skip: !isRoot && "needs roo
   test("SIGKILL of the agent: the next start has one of everything, and `perch state clean` leaves nothing", {
     timeout: 60_000,
   }, async () => {
-    const before = await readHost();
+    const before = await box.state();
     await agent.stop("SIGKILL");
-    await start();
-    await waitFor(isUp, "up again by itself", 20_000);
-    await ping();
-    const now = await readHost();
-    assert.deepEqual(withoutIndex(now.addresses), withoutIndex(before.addresses));
+    await box.resume();
+    await box.ping();
+    const now = await box.state();
+    assert.deepEqual(withoutNumber(now.addresses), withoutNumber(before.addresses));
     assert.equal(pids().length, 1);
     await agent.stop("SIGKILL");
-    assert.match((await readHost()).nft, /perch-/, "rules outlive their owner");
+    assert.match((await box.state()).nft, /perch-/, "rules outlive their owner");
     const place = ["--state-dir", join(agent.directory, "state")];
     await agent.mustPerch(["state", "clean", ...place]);
-    assert.deepEqual(await readHost(), untouched);
+    assert.deepEqual(await box.state(), box.untouched);
     assert.equal(existsSync(SOCKET), false);
     assert.deepEqual(
       filesBelow(agent.directory).filter((name) => name !== "perch.sock"),
       KEPT,
     );
-    await start();
-    await waitFor(isUp, "up again by itself", 20_000);
+    await box.resume();
   });
 
   test("a setup key is not spent, and nothing is touched, where the interface is somebody else's", async () => {
-    const second = new LabAgent(box, join(network.directory, "second"));
+    const second = new LabAgent(box.host, join(network.directory, "second"));
     const script = "ip tuntap add taken0 mode tun && ip address add 192.0.2.77/32 dev taken0";
-    assert.equal((await box.exec("sh", ["-c", script])).code, 0);
+    assert.equal((await box.host.exec("sh", ["-c", script])).code, 0);
     try {
       second.startDaemon();
       await waitFor(() => second.isListening(), "the second daemon", 20_000);
-      const before = await readHost();
+      const before = await box.state();
       const flags = ["--wireguard-port", "0", "--device", "wireguard-go", "--interface-name", "taken0"];
       const { code, stderr } = await second.perch(["up", ...network.joinFlags("box"), ...flags]);
       assert.equal(code, 1);
       assert.match(stderr, /there is an interface taken0 already.*--interface-name/);
-      assert.deepEqual(await readHost(), before);
+      assert.deepEqual(await box.state(), before);
       const list = await network.perchServer(["peers", "list"]);
       assert.equal(list.stdout.match(/^box/gm)?.length, 1, JSON.stringify(list));
     } finally {
       await second.stop();
-      await box.exec("ip", ["link", "delete", "taken0"]);
+      await box.host.exec("ip", ["link", "delete", "taken0"]);
     }
   });
 
   test("an interface that somebody deletes is made anew, with the tunnel", { timeout: 60_000 }, async () => {
-    await ping();
-    await box.exec("ip", ["link", "delete", INTERFACE]);
+    await box.ping();
+    await box.host.exec("ip", ["link", "delete", INTERFACE]);
     await waitFor(
-      async () => (await box.exec("ip", ["link", "show", INTERFACE])).code === 0 && (await isUp()),
+      async () => (await box.host.exec("ip", ["link", "show", INTERFACE])).code === 0 && (await box.isUp()),
       "up again",
       30_000,
     );
-    await ping();
+    await box.ping();
   });
 });
 
@@ -203,9 +159,4 @@ function commandLine(pid: string): string {
 /** Rules and sets as they were made: without counts, and without the flows that packets put into sets. */
 function withoutTraffic(ruleset: string): string {
   return ruleset.replaceAll(/packets \d+ bytes \d+/g, "").replaceAll(/\n\s*elements = \{[^}]* expires [^}]*\}/g, "");
-}
-
-/** `ip -o` begins with the interface's number, which a new one has not. */
-function withoutIndex(lines: readonly string[]): string[] {
-  return lines.map((line) => line.replace(/^\d+: /, "")).sort();
 }
